@@ -1,0 +1,69 @@
+# Every command does its own set-up, on a machine with Python 3.11 or newer and nothing else; set-up reruns only when its pins change.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
+BIN := .venv/bin
+DEMO := .venv-demo/bin
+PIP_INSTALL := -m pip install --quiet --quiet --disable-pip-version-check --no-deps
+
+.PHONY: help demo test test-wheel check format-check lint mypy basedpyright imports format bench-memory requirements setup clean
+.DEFAULT_GOAL := help
+
+help: ## say what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: .venv-demo/.installed ## index a folder with background tasks (FOLDER=... picks which)
+	@$(DEMO)/python examples/index_folder/demo.py $(if $(FOLDER),"$(FOLDER)")
+
+test: .venv/.installed ## run the whole suite (ARGS="-k lease" narrows it)
+	@$(BIN)/pytest $(ARGS)
+
+test-wheel: .venv/.installed ## run unit and conformance tests on the built wheel, away from the checkout
+	@$(BIN)/python -m tests.packaging.wheel_suite unit conformance
+
+check: format-check lint mypy basedpyright imports ## formatting, lint, types (two checkers), layers
+
+format-check: .venv/.installed
+	@$(BIN)/ruff format --check .
+
+lint: .venv/.installed
+	@$(BIN)/ruff check .
+
+mypy: .venv/.installed
+	@$(BIN)/mypy
+
+basedpyright: .venv/.installed
+	@$(BIN)/basedpyright
+
+imports: .venv/.installed
+	@$(BIN)/lint-imports --no-logo --no-cache
+
+format: .venv/.installed ## format the code, and mend what ruff can mend
+	@$(BIN)/ruff check --fix --quiet . || true
+	@$(BIN)/ruff format .
+
+bench-memory: .venv/.installed ## tasks a second on the memory broker
+	@$(BIN)/python benchmarks/memory.py $(ARGS)
+
+requirements: .venv/.installed ## pin requirements/*.txt anew from pyproject.toml (ARGS=--upgrade takes newer versions)
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(ARGS) \
+		pyproject.toml --extra aws --extra cli --group dev --output-file requirements/dev.txt >/dev/null
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(ARGS) \
+		pyproject.toml --extra cli --group build --output-file requirements/demo.txt >/dev/null
+
+setup: .venv/.installed ## make .venv, with everything the suite and the checks need
+
+clean: ## remove what make made
+	@rm -rf .venv .venv-demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+.venv/.requirements: requirements/dev.txt
+.venv-demo/.requirements: requirements/demo.txt
+%/.requirements:
+	@test -n "$(PYTHON)" || { echo "cloudq needs Python 3.11 or newer, and none is on PATH: install one, or say make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "setting up $* with $(shell $(PYTHON) --version 2>/dev/null) from $< (once, up to a minute) ..."
+	@$*/bin/python -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $*
+	@$*/bin/python $(PIP_INSTALL) --require-hashes -r $<
+	@touch $@
+
+%/.installed: %/.requirements pyproject.toml
+	@$*/bin/python $(PIP_INSTALL) --no-build-isolation --editable .
+	@touch $@

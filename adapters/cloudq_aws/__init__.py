@@ -1,0 +1,1 @@
+"""cloudq on AWS: each module is an adapter, and importing one loads no AWS SDK."""

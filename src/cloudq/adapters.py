@@ -1,0 +1,142 @@
+"""Turns a URL into a broker, store or timer: adapters join by entry point, and the URL's scheme picks one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from cloudq.broker import Broker
+from cloudq.clock import Clock
+from cloudq.durations import seconds
+from cloudq.errors import AdapterMissing, ConfigError
+from cloudq.store import Store
+from cloudq.timer import Timer
+
+GROUP = "cloudq.adapters"
+"""The entry point group; an entry's name is a URL scheme, its object an Adapter."""
+
+_EXTRAS = {
+    "sqs": "aws", "dynamodb": "aws", "eventbridge": "aws",
+    "pubsub": "gcp", "firestore": "gcp", "cloudtasks": "gcp",
+}  # fmt: skip
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Location:
+    """A parsed adapter URL: ``scheme://host/path?option=value``."""
+
+    scheme: str
+    host: str
+    path: str
+    """Without its first slash: ``sqlite:///queue.db`` has ``queue.db``, ``sqlite:////var/queue.db`` has ``/var/queue.db``."""
+    options: Mapping[str, str]
+
+    @classmethod
+    def parse(cls, url: str) -> Location:
+        """Parse ``url``; raises ConfigError where it has no scheme or an option twice."""
+        parts = urlsplit(url)
+        if not parts.scheme or "://" not in url:
+            raise ConfigError(f"{url!r} is no adapter URL; write one like memory://, sqlite:///queue.db or sqs://eu-west-1/")
+        pairs = parse_qsl(parts.query, keep_blank_values=True)
+        options = dict(pairs)
+        if len(options) != len(pairs):
+            raise ConfigError(f"an option stands twice in the {parts.scheme}:// URL")
+        return cls(scheme=parts.scheme, host=parts.netloc, path=unquote(parts.path.removeprefix("/")), options=options)
+
+    def allow(self, *names: str) -> None:
+        """Raise ConfigError for an option whose name is not among ``names``."""
+        unknown = sorted(self.options.keys() - set(names))
+        if unknown:
+            known = f"it takes {', '.join(names)}" if names else "it takes none"
+            raise ConfigError(f"{self.scheme}:// has no option {', '.join(unknown)}; {known}")
+
+    def seconds(self, name: str, default: float) -> float:
+        """The option as a duration in seconds, ``default`` where it is absent."""
+        return self._convert(name, default, lambda text: float(text) if text.replace(".", "", 1).isdigit() else seconds(text))
+
+    def number(self, name: str, default: int) -> int:
+        """The option as a whole number, ``default`` where it is absent."""
+        return self._convert(name, default, int)
+
+    def _convert(self, name: str, default: T, convert: Callable[[str], T]) -> T:
+        text = self.options.get(name)
+        if text is None:
+            return default
+        try:
+            return convert(text)
+        except ValueError as error:
+            raise ConfigError(f"option {name} of the {self.scheme}:// URL: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterContext:
+    """What an adapter is told beside the URL."""
+
+    app: str
+    """The app's name: timers keep an app's schedules apart by it."""
+    clock: Clock
+    broker: Broker | None = None
+    """For a timer: the app's broker, where it is open in this process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """What a provider offers under one scheme. The functions only build; nothing connects until the first call."""
+
+    broker: Callable[[Location, AdapterContext], Broker] | None = None
+    store: Callable[[Location, AdapterContext], Store] | None = None
+    timer: Callable[[Location, AdapterContext], Timer] | None = None
+
+
+def find(scheme: str) -> Adapter:
+    """Load the adapter of a scheme; raises AdapterMissing with the pip command where none is installed."""
+    for entry in entry_points(group=GROUP, name=scheme):
+        try:
+            loaded = entry.load()
+        except ModuleNotFoundError as error:
+            raise AdapterMissing(
+                f"{scheme}:// needs the package {error.name!r}, which is not installed: {_install(scheme)}"
+            ) from error
+        if not isinstance(loaded, Adapter):
+            raise ConfigError(f"the entry point {entry.value} for {scheme}:// is no cloudq.adapters.Adapter")
+        return loaded
+    known = ", ".join(sorted({entry.name for entry in entry_points(group=GROUP)}))
+    raise AdapterMissing(f"no installed adapter serves {scheme}:// (installed: {known or 'none'}); {_install(scheme)}")
+
+
+def _install(scheme: str) -> str:
+    extra = _EXTRAS.get(scheme)
+    return f"pip install 'cloudq-tasks[{extra}]'" if extra else "pip install the distribution that provides it"
+
+
+def open_broker(url: str, context: AdapterContext) -> Broker:
+    """Build the broker of a URL."""
+    return _open(url, context, "broker", lambda adapter: adapter.broker)
+
+
+def open_store(url: str, context: AdapterContext) -> Store:
+    """Build the store of a URL."""
+    return _open(url, context, "store", lambda adapter: adapter.store)
+
+
+def open_timer(url: str, context: AdapterContext) -> Timer:
+    """Build the timer of a URL."""
+    return _open(url, context, "timer", lambda adapter: adapter.timer)
+
+
+def _open(
+    url: str,
+    context: AdapterContext,
+    seam: str,
+    pick: Callable[[Adapter], Callable[[Location, AdapterContext], T] | None],
+) -> T:
+    location = Location.parse(url)
+    build = pick(find(location.scheme))
+    if build is None:
+        raise ConfigError(f"{location.scheme}:// is no {seam}; use another URL for the {seam}")
+    return build(location, context)

@@ -1,0 +1,500 @@
+"""The app: a registry of tasks, the settings, the three seams opened on first use, and sending."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import logging
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, ClassVar, Literal, TypeVar, Unpack, cast, overload
+
+from cloudq import adapters, calls, records, signals
+from cloudq.broker import Broker, CreatesQueues
+from cloudq.calls import Prepared
+from cloudq.clock import Clock, SystemClock
+from cloudq.config import Config, Queue
+from cloudq.errors import BatchSendError, ConfigError, DuplicateTask, StoreError, StoreRequired, UnknownTask
+from cloudq.io import IOThread, drive
+from cloudq.message import Message, decode, parse
+from cloudq.middleware import Hooks, Middleware, call_quietly
+from cloudq.result import AsyncResult
+from cloudq.sending import Sender
+from cloudq.signature import CallOptions, Signature
+from cloudq.store import Store
+from cloudq.task import AsyncTask, BoundDecorator, Decorator, P, R, SyncTask, Task, TaskOptions, make_task
+from cloudq.timer import Timer
+
+T = TypeVar("T")
+logger = logging.getLogger("cloudq")
+
+EagerHost = Callable[["CloudQ", Task[..., Any], Sequence[Any], Mapping[str, Any], CallOptions], AsyncResult[Any]]
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The calls that ``with app.batch()`` holds back."""
+
+    calls: list[Prepared] = field(default_factory=lambda: [])
+
+
+class CloudQ:
+    """A task queue. ``broker``, ``store`` and ``timer`` are URLs or drivers; nothing connects until it is used.
+
+    Without them ``CLOUDQ_BROKER``, ``CLOUDQ_STORE`` and ``CLOUDQ_TIMER`` count; without a broker ``memory://`` does. ``queues``
+    names those that no task names. ``include``: modules with tasks, imported when a worker starts or by ``load()``.
+    Other keywords are the fields of ``Config``. Raises ConfigError for what is set wrongly.
+    """
+
+    eager_host: ClassVar[EagerHost]
+    """Runs a call here and now; the host layer sets it."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        broker: str | Broker | None = None,
+        store: str | Store | None = None,
+        timer: str | Timer | None = None,
+        queues: Iterable[str | Queue] = (),
+        include: Sequence[str] = (),
+        middleware: Iterable[Middleware] = (),
+        clock: Clock | None = None,
+        **settings: Any,
+    ) -> None:
+        if not name or not name.isprintable():
+            raise ConfigError("an app needs a name: CloudQ('shop', …)")
+        self.name = name
+        self.conf = Config.of(settings)
+        self.clock: Clock = clock or SystemClock()
+        self.tasks: dict[str, Task[..., Any]] = {}
+        self.queues: dict[str, Queue] = {}
+        self.io = IOThread(name)
+        self._given = {"broker": broker, "store": store, "timer": timer}
+        self._broker: Broker | None = None
+        self._store: Store | None = None
+        self._timer: Timer | None = None
+        self._sender: Sender | None = None
+        self._opened = threading.RLock()
+        self._include = list(include)
+        self._middleware = list(middleware)
+        self._hooks: Hooks | None = None
+        self._hooks_epoch = -1
+        self._batch: ContextVar[_Batch | None] = ContextVar(f"cloudq_batch_{name}", default=None)
+        self.io.at_close(self._close_seams)
+        self.io.after_fork(self._after_fork)
+        self.declare_queue(self.conf.default_queue)
+        for queue in queues:
+            self.declare_queue(queue)
+        routes = self.conf.task_routes
+        for target in routes.values() if isinstance(routes, Mapping) else ():
+            self.declare_queue(target if isinstance(target, str) else target["queue"])
+
+    def __repr__(self) -> str:
+        return f"<CloudQ {self.name}: {len(self.tasks)} tasks>"
+
+    # ------------------------------------------------------------------ tasks
+
+    @overload
+    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    @overload
+    def task(self, function: Callable[P, R], /) -> SyncTask[P, R]: ...
+    @overload
+    def task(self, *, bind: Literal[True], **options: Unpack[TaskOptions]) -> BoundDecorator: ...
+    @overload
+    def task(self, *, bind: Literal[False] = False, **options: Unpack[TaskOptions]) -> Decorator: ...
+    def task(self, function: Callable[..., Any] | None = None, /, *, bind: bool = False, **options: Unpack[TaskOptions]) -> Any:
+        """Make a function a task of this app: ``@app.task`` or ``@app.task(queue="emails", retry=Retry(...))``.
+
+        Raises ConfigError for options that make no sense, DuplicateTask where another function has the name.
+        """
+        if function is not None:
+            return self.add(make_task(function, bind=bind, options=options, app=self))
+        return lambda decorated: self.add(make_task(decorated, bind=bind, options=options, app=self))  # type: ignore[no-any-return]
+
+    def add(self, task: Task[P, R]) -> Task[P, R]:
+        """Register a task made by ``cloudq.task``; returns the one that belongs to this app."""
+        task = task.bound_to(self)
+        known = self.tasks.get(task.name)
+        if known is not None and not _same_function(known.function, task.function):
+            raise DuplicateTask(
+                f"two tasks are named {task.name!r}: {_place(known.function)} and {_place(task.function)}; give one a name=…"
+            )
+        self.tasks[task.name] = task
+        if task.settings.queue is not None:
+            self.declare_queue(task.settings.queue)
+        return task
+
+    def include(self, module: str | ModuleType) -> None:
+        """Import a module and bind the tasks in it that have no app (``from cloudq import task``)."""
+        loaded = importlib.import_module(module) if isinstance(module, str) else module
+        for value in list(vars(loaded).values()):
+            if isinstance(value, Task) and value.app is not self:
+                found = cast("Task[..., Any]", value)
+                if found.app is None or found.name not in self.tasks:
+                    self.add(found)
+
+    def autodiscover_tasks(self, packages: Iterable[str], related_name: str = "tasks") -> None:
+        """Include ``package.tasks`` of each package that has one."""
+        for package in packages:
+            name = f"{package}.{related_name}"
+            if importlib.util.find_spec(package) is None:
+                raise ConfigError(f"autodiscover_tasks: there is no package {package!r}")
+            if importlib.util.find_spec(name) is not None:
+                self.include(name)
+
+    def load(self) -> None:
+        """Import the modules of ``include=``; workers and commands do so at their start."""
+        while self._include:
+            self.include(self._include.pop(0))
+
+    def __getitem__(self, name: str) -> Task[..., Any]:
+        try:
+            return self.tasks[name]
+        except KeyError:
+            raise UnknownTask(f"the app {self.name!r} has no task {name!r}; is its module imported, or in include=?") from None
+
+    def declare_queue(self, queue: str | Queue) -> Queue:
+        """Make a queue known to the app (and create it where the broker is local); returns it with its dead-letter queue filled in."""
+        declared = queue if isinstance(queue, Queue) else Queue(name=queue)
+        if declared.name in self.queues and isinstance(queue, str):
+            return self.queues[declared.name]
+        if declared.dead_letter is None:
+            declared = Queue(name=declared.name, dead_letter=self.conf.dead_letter_queue(declared.name))
+        self.queues[declared.name] = declared
+        if self._broker is not None:
+            self._create(self._broker, declared)
+        return declared
+
+    def dead_letter_queue(self, queue: str) -> str:
+        """Where dead letters of a queue go."""
+        declared = self.queues.get(queue)
+        return declared.dead_letter if declared is not None and declared.dead_letter else self.conf.dead_letter_queue(queue)
+
+    @property
+    def hooks(self) -> Hooks:
+        """The overridden hooks of the middleware, and the signals' once one has a receiver."""
+        if self._hooks is None or self._hooks_epoch != signals.epoch:
+            self._hooks_epoch = signals.epoch
+            extra = [signals.SignalMiddleware()] if signals.connected() else []
+            self._hooks = Hooks([*self._middleware, *extra])
+        return self._hooks
+
+    def add_middleware(self, middleware: Middleware) -> None:
+        """Add middleware after the present ones."""
+        self._middleware.append(middleware)
+        self._hooks = None
+
+    # ------------------------------------------------------------------ seams
+
+    @property
+    def broker(self) -> Broker:
+        """The broker, opened on first use."""
+        if self._broker is None:
+            with self._opened:
+                if self._broker is None:
+                    given = self._given["broker"] or os.environ.get("CLOUDQ_BROKER") or "memory://"
+                    broker = adapters.open_broker(given, self._context()) if isinstance(given, str) else cast("Broker", given)
+                    for queue in self.queues.values():
+                        self._create(broker, queue)
+                    self._broker = broker
+        return self._broker
+
+    @property
+    def store(self) -> Store | None:
+        """The store, opened on first use; ``None`` where none is set."""
+        if self._store is None:
+            given = self._given["store"] or os.environ.get("CLOUDQ_STORE")
+            with self._opened:
+                if given is not None and self._store is None:
+                    self._store = adapters.open_store(given, self._context()) if isinstance(given, str) else cast("Store", given)
+        return self._store
+
+    @property
+    def timer(self) -> Timer | None:
+        """The timer, opened on first use; a local broker brings its own, elsewhere it is ``None`` where none is set."""
+        if self._timer is None:
+            with self._opened:
+                given = self._given["timer"] or os.environ.get("CLOUDQ_TIMER")
+                if given is None and self.broker.limits.local:
+                    given = "memory://"
+                if given is not None and self._timer is None:
+                    context = self._context(self.broker)
+                    self._timer = adapters.open_timer(given, context) if isinstance(given, str) else cast("Timer", given)
+        return self._timer
+
+    @property
+    def sender(self) -> Sender:
+        """Sends messages; made on first use."""
+        if self._sender is None:
+            with self._opened:
+                if self._sender is None:
+                    self._sender = Sender(self.broker, self.timer, self.io, self.clock.time, self.conf.send_timeout)
+        return self._sender
+
+    def required_store(self, why: str = "this") -> Store:
+        """The store; raises StoreRequired where none is set."""
+        store = self.store
+        if store is None:
+            raise StoreRequired(f"{why} needs a store, and the app {self.name!r} has none: set CloudQ(store=…) or CLOUDQ_STORE")
+        return store
+
+    def use_store(self, call: Callable[[Store], Coroutine[Any, Any, T]], *, why: str = "a result") -> T:
+        """Run ``call(store)`` where the store belongs and wait; from any thread but the I/O thread."""
+        store = self.required_store(why)
+        return drive(call(store)) if store.limits.local else self.io.run(call(store), timeout=self.conf.send_timeout)
+
+    async def ause_store(self, call: Callable[[Store], Coroutine[Any, Any, T]], *, why: str = "a result") -> T:
+        """``use_store`` for a coroutine on any loop."""
+        store = self.required_store(why)
+        return await call(store) if store.limits.local else await self.io.arun(call(store))
+
+    def use_broker(self, call: Callable[[Broker], Coroutine[Any, Any, T]]) -> T:
+        """Run ``call(broker)`` on the I/O thread and wait; for commands."""
+        return self.io.run(call(self.broker))
+
+    def close(self) -> None:
+        """Close connections and end the I/O thread; a later call starts them again. Optional: it happens at exit by itself."""
+        if self.io.running:
+            self.io.close()
+        else:
+            for seam in (self._timer, self._store, self._broker):
+                if seam is not None and seam.limits.local:
+                    drive(seam.close())
+
+    async def _close_seams(self) -> None:
+        if self._sender is not None:
+            await self._sender.drain()
+        for seam in (self._timer, self._store, self._broker):
+            if seam is not None:
+                await seam.close()
+
+    def _context(self, broker: Broker | None = None) -> adapters.AdapterContext:
+        return adapters.AdapterContext(app=self.name, clock=self.clock, broker=broker)
+
+    def _create(self, broker: Broker, queue: Queue) -> None:
+        if isinstance(broker, CreatesQueues):
+            dead_letter = queue.dead_letter or self.conf.dead_letter_queue(queue.name)
+            broker.create_queue(dead_letter)
+            broker.create_queue(queue.name, dead_letter=dead_letter, max_receives=2 * self.conf.crash_cap)
+
+    def _after_fork(self) -> None:
+        self._opened = threading.RLock()
+
+    # ------------------------------------------------------------------ sending
+
+    def send_call(self, task: Task[..., R], args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions | None) -> AsyncResult[R]:
+        """What ``task.delay`` and its kin do."""
+        if self.conf.task_always_eager:
+            return self.run_eagerly(task, args, kwargs, options or CallOptions())
+        return self._dispatch(calls.prepare(self, task.name, task, args, kwargs, options))
+
+    async def asend_call(self, task: Task[..., R], args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions | None) -> AsyncResult[R]:
+        """What ``task.adelay`` does."""
+        if self.conf.task_always_eager:
+            return self.run_eagerly(task, args, kwargs, options or CallOptions())
+        return await self._adispatch(calls.prepare(self, task.name, task, args, kwargs, options))
+
+    def send_task(self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]) -> AsyncResult[Any]:
+        """Call a task by name, without its code: arguments are then plain JSON values, checked only where it runs."""
+        task = self.tasks.get(name)
+        if task is not None:
+            return self.send_call(task, args, kwargs or {}, options)
+        return self._dispatch(calls.prepare(self, name, None, args, kwargs or {}, options))
+
+    async def asend_task(
+        self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]
+    ) -> AsyncResult[Any]:
+        """``send_task`` for a coroutine."""
+        task = self.tasks.get(name)
+        if task is not None:
+            return await self.asend_call(task, args, kwargs or {}, options)
+        return await self._adispatch(calls.prepare(self, name, None, args, kwargs or {}, options))
+
+    def send_signature(self, signature: Signature[R]) -> AsyncResult[R]:
+        """What ``signature.delay`` does."""
+        return self.send_task(signature.task, signature.args, signature.kwargs, **signature.options)
+
+    async def asend_signature(self, signature: Signature[R]) -> AsyncResult[R]:
+        """What ``signature.adelay`` does."""
+        return await self.asend_task(signature.task, signature.args, signature.kwargs, **signature.options)
+
+    def send_many(self, signatures: Iterable[Signature[R]]) -> list[AsyncResult[R]]:
+        """Send many calls in full batches: ``app.send_many(add.s(i, i) for i in range(10_000))``; returns their results in order.
+
+        Every call is checked before the first is sent. Raises BatchSendError where some were not accepted, naming which.
+        """
+        if self.conf.task_always_eager:
+            return [self.send_signature(each) for each in signatures]
+        prepared = [self._prepare_signature(each) for each in signatures]
+        return self._dispatch_many(prepared)
+
+    async def asend_many(self, signatures: Iterable[Signature[R]]) -> list[AsyncResult[R]]:
+        """``send_many`` for a coroutine."""
+        if self.conf.task_always_eager:
+            return [self.send_signature(each) for each in signatures]
+        return await self._adispatch_many([self._prepare_signature(each) for each in signatures])
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Hold the calls inside the block back and send them together at its end: ``with app.batch(): ...``.
+
+        Calls are checked at once, and their results can be kept. Leaving the block by an exception sends nothing; otherwise
+        BatchSendError says which calls were not accepted. An inner block belongs to the outer one.
+        """
+        if self._batch.get() is not None:
+            yield
+            return
+        batch = _Batch()
+        token = self._batch.set(batch)
+        try:
+            yield
+        finally:
+            self._batch.reset(token)
+        self._dispatch_many(batch.calls)
+
+    @asynccontextmanager
+    async def abatch(self) -> AsyncIterator[None]:
+        """``batch`` for a coroutine: ``async with app.abatch(): ...``."""
+        if self._batch.get() is not None:
+            yield
+            return
+        batch = _Batch()
+        token = self._batch.set(batch)
+        try:
+            yield
+        finally:
+            self._batch.reset(token)
+        await self._adispatch_many(batch.calls)
+
+    def result(self, id: str) -> AsyncResult[Any]:
+        """The result of a call by its task id."""
+        return AsyncResult(id, self)
+
+    AsyncResult = result
+    """Celery's spelling: ``app.AsyncResult(id)``."""
+
+    def run_eagerly(self, task: Task[..., R], args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions) -> AsyncResult[R]:
+        """Run a call here and now, through codec and runner."""
+        return type(self).eager_host(self, task, args, kwargs, options)
+
+    # ------------------------------------------------------------------
+
+    def _prepare_signature(self, signature: Signature[Any]) -> Prepared:
+        task = self.tasks.get(signature.task)
+        return calls.prepare(self, signature.task, task, signature.args, signature.kwargs, signature.options or None)
+
+    def _held_back(self, prepared: Prepared) -> bool:
+        """Whether a batch or a transaction sends it later."""
+        if prepared.after_commit:
+            if self.conf.after_commit is None:
+                raise ConfigError("after_commit needs CloudQ(after_commit=…), e.g. django.db.transaction.on_commit")
+            prepared.after_commit = False
+            self.conf.after_commit(lambda: self._send(prepared))
+            return True
+        batch = self._batch.get()
+        if batch is None:
+            return False
+        batch.calls.append(prepared)
+        return True
+
+    def _dispatch(self, prepared: Prepared) -> AsyncResult[Any]:
+        if not self._held_back(prepared):
+            self._send(prepared)
+        return AsyncResult(prepared.id, self)
+
+    def _send(self, prepared: Prepared) -> None:
+        self.sender.send(prepared.queue, prepared.outgoing, prepared.id)
+        if self.store is not None and self._tracked(prepared):
+            try:
+                self.use_store(lambda store: self._record(store, prepared))
+            except (StoreError, TimeoutError):  # the call is accepted: that QUEUED cannot be shown must not fail it
+                logger.warning("task %s: QUEUED could not be recorded", prepared.id, exc_info=True)
+        if self.hooks.after_send:
+            call_quietly(self.hooks.after_send, _message(prepared), prepared.queue)
+
+    async def _adispatch(self, prepared: Prepared) -> AsyncResult[Any]:
+        if not self._held_back(prepared):
+            await self.sender.asend(prepared.queue, prepared.outgoing, prepared.id)
+            if self.store is not None and self._tracked(prepared):
+                try:
+                    await self.ause_store(lambda store: self._record(store, prepared))
+                except StoreError:
+                    logger.warning("task %s: QUEUED could not be recorded", prepared.id, exc_info=True)
+            if self.hooks.after_send:
+                call_quietly(self.hooks.after_send, _message(prepared), prepared.queue)
+        return AsyncResult(prepared.id, self)
+
+    def _dispatch_many(self, prepared: Sequence[Prepared]) -> list[AsyncResult[Any]]:
+        failed = self.sender.send_many([(each.queue, each.outgoing, each.id) for each in prepared])
+        accepted = self._accepted(prepared, failed)
+        if accepted:
+            self.use_store(lambda store: self._record_many(store, accepted))
+        return self._sent_many(prepared, failed)
+
+    async def _adispatch_many(self, prepared: Sequence[Prepared]) -> list[AsyncResult[Any]]:
+        failed = await self.sender.asend_many([(each.queue, each.outgoing, each.id) for each in prepared])
+        accepted = self._accepted(prepared, failed)
+        if accepted:
+            await self.ause_store(lambda store: self._record_many(store, accepted))
+        return self._sent_many(prepared, failed)
+
+    def _accepted(self, prepared: Sequence[Prepared], failed: Mapping[int, Exception]) -> list[Prepared]:
+        """The calls whose QUEUED is to be recorded."""
+        if self.store is None:
+            return []
+        return [each for index, each in enumerate(prepared) if index not in failed and self._tracked(each)]
+
+    def _sent_many(self, prepared: Sequence[Prepared], failed: Mapping[int, Exception]) -> list[AsyncResult[Any]]:
+        if self.hooks.after_send:
+            for index, each in enumerate(prepared):
+                if index not in failed:
+                    call_quietly(self.hooks.after_send, _message(each), each.queue)
+        results: list[AsyncResult[Any]] = [AsyncResult(each.id, self) for each in prepared]
+        if failed:
+            first = next(iter(failed.values()))
+            raise BatchSendError(
+                f"{len(failed)} of {len(prepared)} messages were not accepted; the first: {first}", failed=failed, results=results
+            ) from first
+        return results
+
+    def _tracked(self, prepared: Prepared) -> bool:
+        ignored = prepared.task is not None and prepared.task.settings.ignore_result
+        return self.conf.track_queued and not ignored and not (prepared.message is not None and prepared.message.ignore_result)
+
+    async def _record(self, store: Store, prepared: Prepared) -> None:
+        ttl = self.conf.result_expires + prepared.outgoing.delay
+        await records.record_queued(store, _message(prepared), prepared.queue, ttl=ttl)
+
+    async def _record_many(self, store: Store, prepared: Sequence[Prepared]) -> None:
+        async def some(part: Sequence[Prepared]) -> None:
+            for each in part:
+                await self._record(store, each)
+
+        try:
+            if store.limits.local:
+                await some(prepared)
+            else:
+                await asyncio.gather(*(some(prepared[lane::32]) for lane in range(32)))
+        except StoreError:
+            logger.warning("QUEUED could not be recorded for all of %d tasks", len(prepared), exc_info=True)
+
+
+def _message(prepared: Prepared) -> Message:
+    return prepared.message or decode(parse(prepared.outgoing.body))
+
+
+def _same_function(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Whether both are the same definition, perhaps imported or reloaded twice."""
+    return one is other or (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
+
+
+def _place(function: Callable[..., Any]) -> str:
+    code = getattr(function, "__code__", None)
+    return f"{function.__module__}.{function.__qualname__}" + (f" (line {code.co_firstlineno})" if code else "")

@@ -1,0 +1,218 @@
+"""Turns a call into a message: checks arguments and options, picks the queue, encodes. Pure but for the id and the time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from cloudq.broker import Outgoing
+from cloudq.durations import seconds
+from cloudq.errors import ArgumentsError, DelayError
+from cloudq.message import MAX_ID, VERSION, Message, encode_call, new_id
+from cloudq.request import current
+from cloudq.signature import CallOptions, Signature
+from cloudq.values import dumps
+
+if TYPE_CHECKING:
+    from cloudq.app import CloudQ
+    from cloudq.task import Task
+
+_NO_OPTIONS: Final = CallOptions()
+_OPTIONS: Final = frozenset(CallOptions.__annotations__)
+
+
+@dataclass(slots=True, eq=False)
+class Prepared:
+    """A call that is ready to be sent."""
+
+    id: str
+    queue: str
+    outgoing: Outgoing
+    message: Message | None
+    """``None`` for a bare call, which is encoded without building one; ``decoded()`` makes it."""
+    task: Task[..., Any] | None
+    after_commit: bool = False
+
+
+def prepare(
+    app: CloudQ,
+    name: str,
+    task: Task[..., Any] | None,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    options: CallOptions | None,
+) -> Prepared:
+    """Build the message of a call. Raises ArgumentsError, MessageTooLarge, DelayError or SendError before anything is sent."""
+    if task is not None:
+        json_args, json_kwargs = task.codec.encode(args, kwargs)
+    else:
+        json_args, json_kwargs = list(args), dict(kwargs)
+    queue = queue_of(app, name, task, options)
+    now = app.clock.time()
+    hooks = app.hooks
+    if task is not None and not options and not json_kwargs and task.is_plain and not hooks.before_send and current.get() is None:
+        id = new_id()
+        outgoing = Outgoing(body=encode_call(id, task.name_json, _json(json_args, name), now))
+        if len(outgoing.body) > app.broker.limits.body:
+            app.sender.check(outgoing, what=f"task {name!r}")
+        return Prepared(id, queue, outgoing, None, task)
+
+    options = options or _NO_OPTIONS
+    if unknown := options.keys() - _OPTIONS:
+        hint = " (priorities are queues here: send to a queue that workers give more weight)" if "priority" in unknown else ""
+        raise ArgumentsError(f"task {name!r}: unknown call option {', '.join(sorted(unknown))}{hint}", task=name)
+    id = _id(options, name)
+    fields: dict[str, Any] = {"v": VERSION, "id": id, "task": name, "args": json_args}
+    if json_kwargs:
+        fields["kwargs"] = json_kwargs
+    fields["sent"] = round(now, 3)
+    _lineage(fields)
+    delay = _delay(options, now, name)
+    _times(fields, options, task, now, name)
+    if headers := options.get("headers"):
+        fields["headers"] = dict(headers)
+    for option, key in (("ordering_key", "group"), ("tenant", "tenant"), ("ignore_result", "ignore_result")):
+        if option in options:
+            fields[key] = options[option]  # type: ignore[literal-required]
+    for key in ("link", "link_error"):
+        if key in options:
+            fields[key] = [signature_json(app, each) for each in _several(options[key])]  # type: ignore[literal-required]
+    limits = app.broker.limits
+    if delay > limits.delay or (delay and "ordering_key" in options and not limits.ordered_delay):
+        fields["eta"] = round(now + delay, 3)
+    message = Message(fields)
+    for hook in hooks.before_send:
+        message = hook(message, queue)
+    _json(message.fields, name)
+    outgoing = outgoing_of(message, delay=delay)
+    app.sender.check(outgoing, what=f"task {name!r}")
+    return Prepared(id, queue, outgoing, message, task, after_commit=options.get("after_commit", False))
+
+
+def outgoing_of(message: Message, *, delay: float = 0.0) -> Outgoing:
+    """A message as the broker gets it."""
+    return Outgoing(
+        body=message.encode(), delay=delay, group=message.group, dedup=message.dedup_id() if message.group is not None else None, tenant=message.tenant
+    )
+
+
+def queue_of(app: CloudQ, name: str, task: Task[..., Any] | None, options: CallOptions | None) -> str:
+    """The call's own queue, else the task's, else the route's, else the default."""
+    if options and (queue := options.get("queue")):
+        return queue
+    if task is not None and task.settings.queue is not None:
+        return task.settings.queue
+    return app.conf.route(name) or app.conf.default_queue
+
+
+def signature_json(app: CloudQ, signature: Signature[Any]) -> dict[str, Any]:
+    """A signature as it travels inside a message: arguments encoded, options in seconds, the queue decided."""
+    task = app.tasks.get(signature.task)
+    if task is None:
+        args, kwargs = list(signature.args), dict(signature.kwargs)
+    elif signature.immutable:
+        args, kwargs = task.codec.encode(signature.args, signature.kwargs)
+    else:
+        args, kwargs = task.codec.encode_partial(signature.args, signature.kwargs)
+    options = signature.options
+    if refused := options.keys() & {"task_id", "eta", "after_commit"}:
+        raise ArgumentsError(f"the signature of {signature.task!r} cannot be linked with {', '.join(sorted(refused))}", task=signature.task)
+    fields: dict[str, Any] = {"task": signature.task, "queue": queue_of(app, signature.task, task, options)}
+    if args:
+        fields["args"] = args
+    if kwargs:
+        fields["kwargs"] = kwargs
+    if signature.immutable:
+        fields["immutable"] = True
+    if delay := _delay(options, 0.0, signature.task):
+        fields["delay"] = delay
+    timed: dict[str, Any] = {}
+    _times(timed, options, task, 0.0, signature.task)
+    fields.update(timed)  # "expires" is relative here: it counts from when the call is sent
+    for option, key in (("ordering_key", "group"), ("tenant", "tenant"), ("ignore_result", "ignore_result"), ("headers", "headers")):
+        if option in options:
+            fields[key] = options[option]  # type: ignore[literal-required]
+    for key in ("link", "link_error"):
+        if key in options:
+            fields[key] = [signature_json(app, each) for each in _several(options[key])]  # type: ignore[literal-required]
+    return fields
+
+
+def linked_message(link: Mapping[str, Any], *, id: str, parent: Message, value: Any, now: float) -> tuple[str, Message, float]:
+    """The call that a link makes: its queue, message and delay. ``value`` goes before the link's own arguments."""
+    args = [*([] if link.get("immutable") else [value]), *link.get("args", ())]
+    fields: dict[str, Any] = {"v": VERSION, "id": id, "task": link["task"], "args": args, "sent": round(now, 3), "root": parent.root, "parent": parent.id}
+    for key in ("kwargs", "timeout", "group", "tenant", "ignore_result", "headers", "link", "link_error"):
+        if key in link:
+            fields[key] = link[key]
+    if "expires" in link:
+        fields["expires"] = round(now + link["expires"], 3)
+    return link["queue"], Message(fields), float(link.get("delay", 0.0))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _json(value: Any, name: str) -> str:
+    try:
+        return dumps(value)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ArgumentsError(
+            f"task {name!r}: the call cannot travel as JSON: {error}. Send plain values, or define the task here so that its type hints encode them", task=name
+        ) from error
+
+
+def _id(options: CallOptions, name: str) -> str:
+    id = options.get("task_id")
+    if id is None:
+        return new_id()
+    if not isinstance(id, str) or not id.isascii() or not id.isprintable() or " " in id or not 0 < len(id) <= MAX_ID:
+        raise ArgumentsError(f"task {name!r}: task_id must be 1 to {MAX_ID} printable ASCII characters without spaces", task=name)
+    return id
+
+
+def _lineage(fields: dict[str, Any]) -> None:
+    running = current.get()
+    if running is not None:
+        fields["root"] = running.root_id
+        fields["parent"] = running.id
+
+
+def _delay(options: CallOptions, now: float, name: str) -> float:
+    given = [key for key in ("delay", "countdown", "eta") if options.get(key) is not None]
+    if not given:
+        return 0.0
+    if len(given) > 1:
+        raise DelayError(f"task {name!r}: give one of {', '.join(given)}, not {len(given)}")
+    if given == ["eta"]:
+        return max(0.0, _instant(options["eta"], "eta", name) - now)
+    try:
+        return seconds(cast("Any", options)[given[0]], given[0])
+    except (ValueError, TypeError) as error:
+        raise DelayError(f"task {name!r}: {error}") from error
+
+
+def _times(fields: dict[str, Any], options: CallOptions, task: Task[..., Any] | None, now: float, name: str) -> None:
+    expires = options.get("expires", task.settings.expires if task is not None else None)
+    limit = options.get("timeout", options.get("time_limit"))
+    try:
+        if isinstance(expires, datetime):
+            fields["expires"] = round(_instant(expires, "expires", name), 3)
+        elif expires is not None:
+            fields["expires"] = round(now + seconds(expires, "expires"), 3)
+        if limit is not None:
+            fields["timeout"] = seconds(limit, "timeout")
+    except (ValueError, TypeError) as error:
+        raise ArgumentsError(f"task {name!r}: {error}", task=name) from error
+
+
+def _instant(value: object, what: str, name: str) -> float:
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        raise DelayError(f"task {name!r}: {what} must be a datetime with a time zone, as datetime.now(UTC) + timedelta(…)")
+    return value.timestamp()
+
+
+def _several(value: Signature[Any] | Sequence[Signature[Any]]) -> Sequence[Signature[Any]]:
+    return [value] if isinstance(value, Signature) else value

@@ -1,0 +1,133 @@
+"""Merges single items into full requests: sends, acks and extends of one queue go through one of these."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Generic, TypeVar
+
+Item = TypeVar("Item")
+
+LINGER: Final = 0.005
+"""Seconds that a partial batch waits for more while a request is in flight."""
+IN_FLIGHT: Final = 16
+"""Requests at once; more gain nothing over a botocore client (its CPU is the ceiling)."""
+
+
+class Coalescer(Generic[Item]):
+    """Gathers items and hands them to ``perform`` in batches of at most ``count`` items and ``weight`` bytes. Not thread-safe: one loop.
+
+    With nothing in flight an item goes at once (with those added in the same turn of the loop), unless ``eager`` is false. While a
+    request is in flight later items gather: a full batch goes at once, a partial one waits ``linger`` seconds, or an eighth
+    of the present round trip where that is longer: a server that takes 100 ms is busy, and half-empty batches would make it busier.
+    ``perform`` answers for its items itself and must not raise.
+    """
+
+    def __init__(
+        self,
+        perform: Callable[[Sequence[Item]], Awaitable[None]],
+        *,
+        count: int,
+        weight: int | None = None,
+        linger: float = LINGER,
+        in_flight: int = IN_FLIGHT,
+        eager: bool = True,
+    ) -> None:
+        self._perform = perform
+        self._count = count
+        self._weight = weight
+        self._linger = linger
+        self._limit = in_flight
+        self._eager = eager
+        self._waiting: deque[tuple[Item, int]] = deque()
+        self._total = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
+        self._due = False
+        self._trip = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether items wait or requests are in flight."""
+        return bool(self._waiting or self._tasks)
+
+    @property
+    def pending(self) -> list[Item]:
+        """The items that wait; those in flight are not among them."""
+        return [item for item, _ in self._waiting]
+
+    def add(self, item: Item, weight: int = 0) -> None:
+        """Queue an item that weighs ``weight`` bytes."""
+        self._waiting.append((item, weight))
+        self._total += weight
+        if len(self._waiting) >= self._count or (self._weight is not None and self._total >= self._weight):
+            self._go()
+        elif self._timer is None:
+            loop = asyncio.get_running_loop()
+            if self._eager and not self._tasks:
+                self._timer = loop.call_soon(self._elapsed)
+            else:
+                self._timer = loop.call_later(max(self._linger, self._trip / 8), self._elapsed)
+
+    def flush(self) -> None:
+        """Send what waits without lingering."""
+        self._due = True
+        self._go()
+
+    async def drain(self) -> None:
+        """Send what waits and return when nothing waits and nothing is in flight."""
+        while self._waiting or self._tasks:
+            self.flush()
+            if self._tasks:
+                await asyncio.wait(set(self._tasks), return_when=asyncio.FIRST_COMPLETED)
+
+    def _elapsed(self) -> None:
+        self._timer = None
+        self._due = True
+        self._go()
+
+    def _go(self) -> None:
+        """Start a request for each full batch, and for the rest if its linger is over, as far as the limit allows."""
+        while self._waiting and len(self._tasks) < self._limit:
+            full = len(self._waiting) >= self._count or (self._weight is not None and self._total >= self._weight)
+            if not full and not self._due:
+                break
+            if not full:
+                self._due = False
+            task = asyncio.get_running_loop().create_task(self._request(self._take()))
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
+        if not self._waiting:
+            self._due = False
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+        elif self._timer is None and len(self._tasks) < self._limit:
+            self._timer = asyncio.get_running_loop().call_later(max(self._linger, self._trip / 8), self._elapsed)
+
+    def _take(self) -> list[Item]:
+        batch: list[Item] = []
+        total = 0
+        while self._waiting and len(batch) < self._count:
+            item, weight = self._waiting[0]
+            if batch and self._weight is not None and total + weight > self._weight:
+                break
+            self._waiting.popleft()
+            batch.append(item)
+            total += weight
+        self._total -= total
+        return batch
+
+    async def _request(self, batch: list[Item]) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await self._perform(batch)
+        self._trip += (loop.time() - began - self._trip) / 4
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            asyncio.get_running_loop().call_exception_handler({"message": "a coalesced request failed", "exception": error, "task": task})
+        if self._waiting:
+            self._go()

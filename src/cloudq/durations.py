@@ -1,0 +1,37 @@
+"""Durations as people write them: seconds, a timedelta or ``"1h30m"``, always turned into seconds."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import timedelta
+
+Duration = float | int | timedelta | str
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*", re.ASCII)
+_WHOLE = re.compile(rf"(?:{_PART.pattern})+", re.ASCII)
+
+
+def seconds(value: Duration, what: str = "duration") -> float:
+    """Return ``value`` in seconds: a number, a timedelta, or text like ``"30s"``, ``"5m"``, ``"1h30m"``, ``"3d"``.
+
+    Units are ms, s, m (minutes), h, d (24 h) and w. ``what`` names the value in errors.
+    Raises ValueError for what is negative, not finite or not understood; TypeError for another type.
+    """
+    if isinstance(value, bool):
+        raise TypeError(f"{what} must be seconds, a timedelta or text like '5m', not a bool")
+    if isinstance(value, (int, float)):
+        result = float(value)
+    elif isinstance(value, timedelta):
+        result = value.total_seconds()
+    elif isinstance(value, str):
+        text = value.strip()
+        if not _WHOLE.fullmatch(text):
+            raise ValueError(f"{what} {value!r} is not understood; write '30s', '5m', '1h30m', '3d', or seconds as a number")
+        result = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
+    else:
+        raise TypeError(f"{what} must be seconds, a timedelta or text like '5m', not {type(value).__name__}")
+    if not math.isfinite(result) or result < 0:
+        raise ValueError(f"{what} must be a finite time of 0 s or more, not {value!r}")
+    return result

@@ -1,0 +1,184 @@
+"""The I/O thread: one event loop in a thread of its own, where every broker, store and timer call of an app runs."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from cloudq.errors import Closed, ConfigError
+
+T = TypeVar("T")
+
+
+def drive(call: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine of a ``limits.local`` driver to its end in the calling thread; it must not suspend."""
+    try:
+        call.send(None)
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]
+    call.close()
+    raise RuntimeError("a driver with limits.local suspended; only a receive that waits may")
+
+
+class IOThread:
+    """Owns the loop: starts it at the first use and again in a forked child, and ends it at interpreter exit.
+
+    Thread-safe. User code never runs on the loop, so that a task that blocks cannot stall a heartbeat.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._pid = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._closers: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        self._forgetters: list[Callable[[], None]] = []
+        _instances.add(self)
+
+    def at_close(self, closer: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run ``closer()`` on the loop before it ends; the last one added runs first."""
+        self._closers.append(closer)
+
+    def after_fork(self, forget: Callable[[], None]) -> None:
+        """Call ``forget()`` in a forked child, before anything else runs there."""
+        self._forgetters.append(forget)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The running loop, started if need be. Raises Closed after ``close``."""
+        loop = self._loop
+        return loop if loop is not None and self._pid == os.getpid() else self._start()
+
+    @property
+    def running(self) -> bool:
+        """Whether the loop was started in this process and has not ended."""
+        return self._loop is not None and self._pid == os.getpid()
+
+    def owns_this_thread(self) -> bool:
+        """Whether the caller is on the I/O thread."""
+        return self._thread is not None and threading.get_ident() == self._thread.ident
+
+    def submit(self, call: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start a coroutine on the loop from any other thread."""
+        try:
+            if self.owns_this_thread() and self.running:
+                raise Closed("this would wait for the I/O thread on the I/O thread itself; await the async form there")
+            return asyncio.run_coroutine_threadsafe(call, self.loop)
+        except BaseException:
+            call.close()
+            raise
+
+    def run(self, call: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        """Run a coroutine on the loop and wait for it, at most ``timeout`` seconds (TimeoutError; it is then cancelled)."""
+        future = self.submit(call)
+        try:
+            return future.result(timeout)
+        except BaseException:
+            future.cancel()
+            raise
+
+    async def arun(self, call: Coroutine[Any, Any, T]) -> T:
+        """Await a coroutine on the loop from any other loop, or from this one."""
+        if self.running and asyncio.get_running_loop() is self._loop:
+            return await call
+        return await asyncio.wrap_future(self.submit(call))
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Run the closers, cancel what is left and end the thread, within about ``timeout`` seconds. Later use starts afresh."""
+        with self._lock:
+            loop, thread = self._loop, self._thread
+            if loop is None or self._pid != os.getpid():
+                self._loop = self._thread = None
+                return
+            if self.owns_this_thread():
+                raise Closed("the I/O thread cannot close itself")
+            self._loop = self._thread = None
+        try:
+            asyncio.run_coroutine_threadsafe(self._wind_down(timeout * 0.6), loop).result(timeout * 0.8)
+        except TimeoutError:
+            pass
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            if thread is not None:
+                thread.join(timeout * 0.2)
+
+    async def _wind_down(self, timeout: float) -> None:
+        async with asyncio.timeout(timeout):
+            for closer in reversed(self._closers):
+                try:
+                    await closer()
+                except Exception as error:
+                    print(f"cloudq: closing failed: {error!r}", file=sys.stderr)  # noqa: T201  # logging may be gone at exit
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        if rest:
+            await asyncio.wait(rest, timeout=1.0)
+
+    def _start(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is not None and self._pid == os.getpid():
+                return self._loop
+            if self._closed:
+                raise Closed("the interpreter is exiting: cloudq has closed its I/O, nothing can be sent any more")
+            _refuse_uwsgi_without_threads()
+            loop = asyncio.new_event_loop()
+            started = threading.Event()
+            thread = threading.Thread(target=_serve, args=(loop, started), name=f"cloudq-io-{self._name}", daemon=True)
+            self._pid = os.getpid()
+            thread.start()
+            started.wait()
+            self._loop, self._thread = loop, thread
+            return loop
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()  # the old one may have been held by a thread that is not here
+        self._loop = self._thread = None
+        for forget in self._forgetters:
+            forget()
+
+    def _at_exit(self) -> None:
+        self.close(timeout=5.0)
+        self._closed = True
+
+
+def _serve(loop: asyncio.AbstractEventLoop, started: threading.Event) -> None:
+    asyncio.set_event_loop(loop)
+    loop.call_soon(started.set)
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+def _refuse_uwsgi_without_threads() -> None:
+    uwsgi = sys.modules.get("uwsgi")
+    options = getattr(uwsgi, "opt", None)
+    if isinstance(options, dict) and not (options.get("enable-threads") or options.get("threads")):
+        raise ConfigError("uWSGI runs without threads, so cloudq's I/O thread would never run: add enable-threads = true")
+
+
+_instances: weakref.WeakSet[IOThread] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for instance in list(_instances):
+        instance._after_fork()
+
+
+def _at_exit() -> None:
+    for instance in list(_instances):
+        instance._at_exit()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)

@@ -1,0 +1,304 @@
+"""The envelope: what a task call looks like on the wire, version 1 (docs/protocol.md)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from json import loads
+from typing import Any, Final, cast
+
+from cloudq.errors import DecodeError
+from cloudq.values import dumps
+
+VERSION: Final = 1
+"""The protocol version written, and the newest one read."""
+
+MAX_ID: Final = 128
+"""Characters of a task id at most (SQS allows 128 in a deduplication id: AWS SendMessage)."""
+
+
+def new_id() -> str:
+    """A fresh task id: 128 random bits as 32 hex digits; safe across forks."""
+    return os.urandom(16).hex()
+
+
+def derived_id(*parts: str | int) -> str:
+    """An id made of others: the same parts give the same id, so that a redelivered parent sends the same messages."""
+    return hashlib.sha256("\x00".join(map(str, parts)).encode()).hexdigest()[:32]
+
+
+class Message:
+    """One task call as it travels: the decoded JSON object, read through properties. Treat it as frozen.
+
+    What this version does not know stays in ``fields`` and is sent on with a retry: a newer sender loses nothing.
+    Instants are Unix time in seconds.
+    """
+
+    __slots__ = ("fields",)
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self.fields = fields
+
+    def __repr__(self) -> str:
+        return f"<Message {self.task} {self.id} attempt {self.attempt}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Message) and self.fields == other.fields
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.attempt))
+
+    @property
+    def id(self) -> str:
+        """The task id: the same for every attempt."""
+        return cast("str", self.fields["id"])
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return cast("str", self.fields["task"])
+
+    @property
+    def args(self) -> list[Any]:
+        """Positional arguments, JSON values."""
+        return cast("list[Any]", self.fields.get("args", []))
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """Keyword arguments, JSON values."""
+        return cast("dict[str, Any]", self.fields.get("kwargs", {}))
+
+    @property
+    def attempt(self) -> int:
+        """0 for the first run, one more for each retry; it never falls, also not by a redrive."""
+        return cast("int", self.fields.get("attempt", 0))
+
+    @property
+    def first(self) -> int:
+        """The attempt at which the present budget of retries began: 0, or later after a redrive from a dead-letter queue."""
+        return cast("int", self.fields.get("first", 0))
+
+    @property
+    def retries(self) -> int:
+        """How many retries of the present budget lie behind this attempt."""
+        return self.attempt - self.first
+
+    @property
+    def crashes(self) -> int:
+        """How often a process running this message died; survives re-sending, unlike the broker's receive count."""
+        return cast("int", self.fields.get("crashes", 0))
+
+    @property
+    def deferrals(self) -> int:
+        """How often this attempt was sent again without having run."""
+        return cast("int", self.fields.get("deferrals", 0))
+
+    @property
+    def sent(self) -> float | None:
+        """When it was called."""
+        return cast("float | None", self.fields.get("sent"))
+
+    @property
+    def eta(self) -> float | None:
+        """It does not run before this instant."""
+        return cast("float | None", self.fields.get("eta"))
+
+    @property
+    def expires(self) -> float | None:
+        """It does not start after this instant."""
+        return cast("float | None", self.fields.get("expires"))
+
+    @property
+    def timeout(self) -> float | None:
+        """Time limit of one run in seconds, where the call set one."""
+        return cast("float | None", self.fields.get("timeout"))
+
+    @property
+    def root(self) -> str:
+        """The id of the call that began the workflow; its own where none did."""
+        return cast("str", self.fields.get("root", self.fields["id"]))
+
+    @property
+    def parent(self) -> str | None:
+        """The id of the task that made this call."""
+        return cast("str | None", self.fields.get("parent"))
+
+    @property
+    def group(self) -> str | None:
+        """The ordering key."""
+        return cast("str | None", self.fields.get("group"))
+
+    @property
+    def tenant(self) -> str | None:
+        """The fairness key."""
+        return cast("str | None", self.fields.get("tenant"))
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        """What the caller's code and middleware add; JSON values."""
+        return cast("Mapping[str, Any]", self.fields.get("headers", {}))
+
+    @property
+    def link(self) -> Sequence[Mapping[str, Any]]:
+        """Signatures to call with the result, as JSON objects."""
+        return cast("Sequence[Mapping[str, Any]]", self.fields.get("link", ()))
+
+    @property
+    def link_error(self) -> Sequence[Mapping[str, Any]]:
+        """Signatures to call when it ends without a result."""
+        return cast("Sequence[Mapping[str, Any]]", self.fields.get("link_error", ()))
+
+    @property
+    def ignore_result(self) -> bool:
+        """Whether the call asked for no result."""
+        return bool(self.fields.get("ignore_result", False))
+
+    @property
+    def dead(self) -> Mapping[str, Any] | None:
+        """In a dead-letter queue: why it is there (``reason``, ``queue``, ``at``, ``error``)."""
+        return cast("Mapping[str, Any] | None", self.fields.get("dead"))
+
+    def copy(self, **changes: Any) -> Message:
+        """The same message with other fields; ``None`` takes a field out."""
+        fields = {**self.fields, **changes}
+        return Message({key: value for key, value in fields.items() if value is not None})
+
+    def encode(self) -> str:
+        """The wire form: one line of ASCII JSON."""
+        return dumps(self.fields)
+
+    def dedup_id(self) -> str:
+        """The same for repeats of one send only: task id, attempt and deferral."""
+        return f"{self.id}.{self.attempt}.{self.deferrals}" if self.attempt or self.deferrals else self.id
+
+    def next_attempt(self, *, crashed: bool = False) -> Message:
+        """What a retry sends."""
+        return self.copy(
+            attempt=self.attempt + 1,
+            crashes=self.crashes + 1 if crashed else self.fields.get("crashes"),
+            deferrals=None,
+            eta=None,
+        )
+
+    def revived(self) -> Message:
+        """A dead letter as it runs again: a fresh budget of retries under the same id, with attempts that go on counting."""
+        return self.copy(
+            dead=None, attempt=self.attempt + 1, first=self.attempt + 1, crashes=None, deferrals=None, unknown_since=None, eta=None, expires=None
+        )
+
+
+def encode_call(id: str, task_json: str, args_json: str, sent: float) -> str:
+    """The wire form of a bare call, without building the object first; ``task_json`` and ``args_json`` are JSON already."""
+    return f'{{"v":1,"id":"{id}","task":{task_json},"args":{args_json},"sent":{sent:.3f}}}'
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _instant(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e11 < value < 1e11
+
+
+def _object(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _signatures(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) and "task" in item for item in cast("list[object]", value))
+
+
+def _flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+_KNOWN: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
+    "kwargs": (_object, "an object"),
+    "attempt": (_count, "a whole number"),
+    "first": (_count, "a whole number"),
+    "crashes": (_count, "a whole number"),
+    "deferrals": (_count, "a whole number"),
+    "sent": (_instant, "a Unix time in seconds"),
+    "eta": (_instant, "a Unix time in seconds"),
+    "expires": (_instant, "a Unix time in seconds"),
+    "unknown_since": (_instant, "a Unix time in seconds"),
+    "timeout": (_instant, "seconds"),
+    "root": (_text, "a string"),
+    "parent": (_text, "a string"),
+    "group": (_text, "a string"),
+    "tenant": (_text, "a string"),
+    "headers": (_object, "an object"),
+    "link": (_signatures, "a list of signatures"),
+    "link_error": (_signatures, "a list of signatures"),
+    "ignore_result": (_flag, "true or false"),
+    "dead": (_object, "an object"),
+}
+
+
+def parse(body: str) -> dict[str, Any]:
+    """Read a body as a JSON object, whatever its version; raises DecodeError."""
+    try:
+        fields = loads(body)
+    except (ValueError, RecursionError) as error:  # also integers over Python's limit of digits
+        raise DecodeError(f"the body is not JSON: {type(error).__name__}") from None
+    if not isinstance(fields, dict):
+        raise DecodeError(f"the body is JSON, but a {type(fields).__name__} and not an object")
+    return cast("dict[str, Any]", fields)
+
+
+def decode(fields: dict[str, Any]) -> Message:
+    """Check a parsed body against version 1; raises DecodeError that names the field, never its value."""
+    version = fields.get("v")
+    if version != VERSION or isinstance(version, bool):
+        if isinstance(version, int) and version > VERSION:
+            raise DecodeError(f"the message has protocol version {version}, and this cloudq reads up to {VERSION}", newer=True)
+        raise DecodeError('the body is no cloudq message: it has no "v" of 1')
+    id = fields.get("id")
+    if not isinstance(id, str) or not id.isascii() or not id.isprintable() or not 0 < len(id) <= MAX_ID:
+        raise DecodeError(f'"id" must be 1 to {MAX_ID} printable ASCII characters')
+    task = fields.get("task")
+    if not isinstance(task, str) or not task:
+        raise DecodeError('"task" must be a task\'s name')
+    if not isinstance(fields.get("args", ()), (list, tuple)):
+        raise DecodeError('"args" must be a list')
+    if len(fields) > 5:  # a bare call has v, id, task, args and sent
+        for key in fields.keys() & _KNOWN.keys():
+            check, wanted = _KNOWN[key]
+            if not check(fields[key]):
+                raise DecodeError(f'"{key}" must be {wanted}')
+        if fields.get("first", 0) > fields.get("attempt", 0):
+            raise DecodeError('"first" must not be above "attempt"')
+    elif not _instant(fields.get("sent", 0)) or not isinstance(fields.get("kwargs", {}), dict):
+        raise DecodeError('"sent" must be a Unix time in seconds and "kwargs" an object')
+    return Message(fields)
+
+
+def dead_letter(body: str, fields: dict[str, Any] | None, dead: dict[str, Any]) -> str:
+    """The body for the dead-letter queue: the message with a ``dead`` field, or a wrapper of the raw bytes where it is no JSON object."""
+    if fields is None:
+        raw = base64.b64encode(body.encode("utf-8", "surrogateescape" if not _lone_high(body) else "surrogatepass")).decode("ascii")
+        return dumps({"v": VERSION, "dead": {**dead, "raw": raw}})
+    return dumps({**fields, "dead": dead})
+
+
+def unwrap(fields: dict[str, Any]) -> str | None:
+    """The raw body inside a dead letter that wraps one, else ``None``."""
+    dead = fields.get("dead")
+    raw = cast("dict[str, Any]", dead).get("raw") if isinstance(dead, dict) and "task" not in fields else None
+    if not isinstance(raw, str):
+        return None
+    try:
+        return base64.b64decode(raw, validate=True).decode("utf-8", "surrogateescape")
+    except ValueError:
+        return None
+
+
+def _lone_high(text: str) -> bool:
+    """Whether surrogates other than those of surrogateescape (U+DC80 to U+DCFF) are in the text."""
+    return any("\ud800" <= character <= "\udfff" and not "\udc80" <= character <= "\udcff" for character in text)

@@ -1,0 +1,100 @@
+"""What running a message came to, as values: a host makes one durable before it lets go of the delivery."""
+
+from __future__ import annotations
+
+import traceback as _traceback
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+from cloudq import states
+
+_OURS: Final = frozenset({"cloudq.runner", "cloudq.task"})
+
+MAX_DETAIL: Final = 2_000
+MAX_TRACEBACK: Final = 8_000
+"""Characters of an error's message and traceback that are kept: the traceback's end says most, so its beginning goes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An exception as it travels: names and text, nothing to unpickle."""
+
+    type: str
+    detail: str
+    traceback: str = ""
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """Describe an exception; the frames of the runner at its beginning are left out."""
+        try:
+            detail = str(error)
+        except Exception as broken:  # a __str__ that raises must not hide the failure
+            detail = f"(its message could not be read: {type(broken).__name__})"
+        frames = error.__traceback__
+        while frames is not None and frames.tb_next is not None and frames.tb_frame.f_globals.get("__name__") in _OURS:
+            frames = frames.tb_next
+        text = "".join(_traceback.format_exception(type(error), error, frames))
+        return cls(_name(type(error)), _clean(detail)[:MAX_DETAIL], _clean(text)[-MAX_TRACEBACK:])
+
+    def as_json(self) -> dict[str, Any]:
+        return {"type": self.type, "detail": self.detail, "traceback": self.traceback}
+
+
+def _name(kind: type) -> str:
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _clean(text: str) -> str:
+    """Text that any JSON reader takes: lone surrogates become escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The task returned. ``value`` is its result as JSON values; ``kept`` is false for ``Ignore``."""
+
+    value: Any = None
+    kept: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """It failed and may retry: attempt + 1 is sent with ``delay`` seconds."""
+
+    delay: float
+    error: Failure
+    crashed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Not now: the same attempt is sent again with ``delay`` seconds. ``changes`` are fields that it then carries."""
+
+    delay: float
+    why: str
+    changes: dict[str, Any] = field(default_factory=lambda: {})
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """No more tries: to the dead-letter queue with ``reason``; ``state`` is FAILURE or DEAD."""
+
+    reason: str
+    error: Failure | None = None
+    state: str = states.DEAD
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Nothing to do: revoked, expired, superseded, or a duplicate of finished work.
+
+    ``state`` is what the result then says (``None``: it stays as it is); ``follow_ups`` whether those of the finished work are sent again.
+    """
+
+    why: str
+    state: str | None = None
+    value: Any = None
+    follow_ups: bool = False
+
+
+Outcome: TypeAlias = Done | Again | Later | Dead | Dropped

@@ -1,0 +1,201 @@
+"""The one document that a task has in the store: claim, attempt, revoke flag, progress and result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+from cloudq import states
+from cloudq.errors import Conflict, LeaseLost
+from cloudq.message import Message
+from cloudq.outcome import Dropped, Failure, Later
+from cloudq.store import MISSING, Document, Store, Value
+
+KIND: Final = "task"
+
+Edit: TypeAlias = Callable[[dict[str, Any]], None]
+
+# The fields of the document; all but the first three may be absent. Instants are Unix time in seconds.
+#   task, state, attempt     what it is, how it stands, the highest attempt known
+#   queue, root, parent      where its message goes, and what it belongs to
+#   sent, started, finished  instants
+#   owner, until             the claim: who runs this attempt, and until when the claim holds unless renewed
+#   revoked                  true: it must not start
+#   progress, meta           what the task recorded by update_state
+#   value | error, reason    how it ended
+
+
+async def record_queued(store: Store, message: Message, queue: str, *, ttl: float) -> None:
+    """Note a call that was sent, unless a worker has noted more already."""
+    try:
+        await store.put(KIND, message.id, {**_identity(message, queue), "state": states.QUEUED}, expect=MISSING, ttl=ttl)
+    except Conflict:
+        return
+
+
+async def revoke(store: Store, id: str, *, now: float, ttl: float) -> None:
+    """Set the revoke flag, also of a task that nothing is known of yet; one that has ended stays as it is."""
+    document = await store.get(KIND, id)
+    while True:
+        if document is not None and document.value["state"] in states.TERMINAL:
+            return
+        value = {**(document.value if document else {"task": "", "state": states.PENDING, "attempt": 0}), "revoked": True, "revoked_at": now}
+        try:
+            await store.put(KIND, id, value, expect=document.version if document else MISSING, ttl=ttl)
+        except Conflict as conflict:
+            document = conflict.current
+        else:
+            return
+
+
+class Claim:
+    """This process's right to run one attempt, and to write how it ended. For one event loop."""
+
+    __slots__ = ("_store", "_ttl", "_version", "id", "owner", "value")
+
+    def __init__(self, store: Store, id: str, owner: str, value: dict[str, Any], version: str, ttl: float) -> None:
+        self._store = store
+        self._ttl = ttl
+        self._version = version
+        self.id = id
+        self.owner = owner
+        self.value = value
+
+    async def change(self, edit: Edit) -> None:
+        """Apply ``edit`` to the document by compare-and-set, as often as others get in between; raises LeaseLost once it is not ours."""
+        while True:
+            value = dict(self.value)
+            edit(value)
+            try:
+                version = await self._store.put(KIND, self.id, value, expect=self._version, ttl=self._ttl)
+            except Conflict as conflict:
+                current = conflict.current
+                if current is None or current.value.get("owner") != self.owner or current.value["state"] in states.TERMINAL:
+                    raise LeaseLost(f"task {self.id}: the claim on this attempt has passed to another worker") from None
+                self.value, self._version = dict(current.value), current.version
+            else:
+                self.value, self._version = value, version
+                return
+
+    async def renew(self, until: float) -> bool:
+        """Hold the claim until ``until``; returns whether the task was revoked meanwhile."""
+
+        def edit(value: dict[str, Any]) -> None:
+            value["until"] = until
+
+        await self.change(edit)
+        return bool(self.value.get("revoked"))
+
+    async def report(self, state: str, meta: Any) -> None:
+        """Record progress."""
+
+        def edit(value: dict[str, Any]) -> None:
+            value["progress"], value["meta"] = state, meta
+
+        await self.change(edit)
+
+    async def release(self) -> None:
+        """Let another worker take this attempt up at once."""
+
+        def edit(value: dict[str, Any]) -> None:
+            value["until"] = 0.0
+
+        await self.change(edit)
+
+    async def retry(self, error: Failure) -> None:
+        """Note that the next attempt is on its way; call it only once that is durable."""
+
+        def edit(value: dict[str, Any]) -> None:
+            value.update(state=states.RETRY, attempt=value["attempt"] + 1, error=error.as_json())
+            for key in ("owner", "until"):
+                value.pop(key, None)
+
+        await self.change(edit)
+
+    async def finish(self, state: str, *, at: float, value: Any = None, error: Failure | None = None, reason: str | None = None) -> None:
+        """Write the terminal state."""
+
+        def edit(document: dict[str, Any]) -> None:
+            for key in ("until", "progress", "error"):
+                document.pop(key, None)
+            document.update(state=state, finished=at)
+            if value is not None:
+                document["value"] = value
+            if error is not None:
+                document["error"] = error.as_json()
+            if reason is not None:
+                document["reason"] = reason
+
+        await self.change(edit)
+
+
+async def claim(store: Store, message: Message, queue: str, *, owner: str, now: float, lease: float, ttl: float) -> Claim | Later | Dropped:
+    """Take the right to run an attempt: one conditional write, a second one where something is known of the task already."""
+    fresh = {**_identity(message, queue), "state": states.STARTED, "started": now, "owner": owner, "until": now + lease}
+    expect: Any = MISSING
+    value: dict[str, Any] = fresh
+    while True:
+        try:
+            version = await store.put(KIND, message.id, value, expect=expect, ttl=ttl)
+        except Conflict as conflict:
+            found = conflict.current
+            if found is None:  # it expired or was forgotten meanwhile
+                value, expect = fresh, MISSING
+                continue
+            refusal = _refusal(found, message, owner, now)
+            if refusal is not None:
+                return refusal
+            kept = {key: found.value[key] for key in ("sent", "revoked", "crashes") if key in found.value}
+            value, expect = {**fresh, **kept}, found.version
+        else:
+            return Claim(store, message.id, owner, value, version, ttl)
+
+
+def _refusal(found: Document, message: Message, owner: str, now: float) -> Later | Dropped | None:
+    """Why this attempt must not start, given what is known of the task; ``None`` if it may."""
+    document: Value = found.value
+    state, attempt = document["state"], document["attempt"]
+    if state in states.TERMINAL:
+        if state in states.REOPENED_BY_REDRIVE and message.first > attempt:
+            return None
+        return Dropped(f"it has ended already: {state}", value=document.get("value"), follow_ups=state == states.SUCCESS)
+    if message.attempt < attempt:
+        return Dropped(f"attempt {message.attempt} is superseded by attempt {attempt}")
+    if document.get("revoked"):
+        return Dropped("it was revoked", state=states.REVOKED)
+    until = document.get("until", 0.0)
+    if attempt == message.attempt and until > now and document.get("owner") != owner:
+        return Later(min(until - now, 60.0) + 1.0, "another worker runs this attempt")
+    return None
+
+
+def _identity(message: Message, queue: str) -> dict[str, Any]:
+    fields: dict[str, Any] = {"task": message.task, "attempt": message.attempt, "queue": queue}
+    for name in ("sent", "root", "parent"):
+        if name in message.fields:
+            fields[name] = message.fields[name]
+    return fields
+
+
+async def finish_unclaimed(store: Store, message: Message, queue: str, state: str, *, at: float, ttl: float, reason: str, error: Failure | None = None) -> None:
+    """Write the terminal state of a message that never ran; the first terminal state wins."""
+    ended: dict[str, Any] = {"state": state, "finished": at, "reason": reason}
+    if error is not None:
+        ended["error"] = error.as_json()
+    expect: Any = MISSING
+    value = {**_identity(message, queue), **ended}
+    while True:
+        try:
+            await store.put(KIND, message.id, value, expect=expect, ttl=ttl)
+        except Conflict as conflict:
+            found = conflict.current
+            if found is None:
+                expect = MISSING
+                continue
+            stale = found.value["attempt"] > message.attempt
+            ended_already = found.value["state"] in states.TERMINAL and not message.first > found.value["attempt"]
+            if stale or ended_already:
+                return
+            value, expect = {**found.value, **_identity(message, queue), **ended}, found.version
+        else:
+            return

@@ -1,0 +1,275 @@
+"""One message in, one outcome out: the only place where a task runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from cloudq import records, states
+from cloudq.broker import Delivery
+from cloudq.errors import (
+    ArgumentsError,
+    DecodeError,
+    Ignore,
+    Reject,
+    RetryRequested,
+    StoreError,
+    TimeLimitExceeded,
+)
+from cloudq.message import Message, decode, new_id, parse, unwrap
+from cloudq.middleware import call_quietly
+from cloudq.outcome import Again, Dead, Done, Dropped, Failure, Later, Outcome
+from cloudq.request import Request, current
+
+if TYPE_CHECKING:
+    from cloudq.app import CloudQ
+    from cloudq.task import Task
+
+logger = logging.getLogger("cloudq.runner")
+
+NOTHING: Final = Done()
+"""The outcome of a task whose value nobody wants: no store, no links."""
+
+STORE_DOWN_DELAY: Final = 5.0
+"""Seconds that a message waits when the store cannot be asked whether it may run."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A delivery on its way through the runner. ``outcome`` is set as soon as it is known, also where nothing ran."""
+
+    delivery: Delivery
+    fields: dict[str, Any] | None = None
+    """The body as JSON; ``None`` where it is none."""
+    message: Message | None = None
+    """``None`` where the body is no message that this version reads."""
+    task: Task[..., Any] | None = None
+    request: Request | None = None
+    timeout: float | None = None
+    claim: records.Claim | None = None
+    outcome: Outcome | None = None
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the delivery belongs to an ordering group: then it is never re-sent, which would lose its place."""
+        return self.delivery.group is not None
+
+    @property
+    def label(self) -> str:
+        """For logs: task and id, never arguments."""
+        return f"{self.message.task}[{self.message.id}]" if self.message is not None else f"message {self.delivery.message_id or '(no id)'}"
+
+
+class Runner:
+    """Runs messages of one app, for any host. ``admit``, ``run`` and ``arun`` do no I/O; ``claim`` talks to the store."""
+
+    def __init__(self, app: CloudQ) -> None:
+        self.app = app
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{new_id()[:8]}"
+        """Names this host in claims."""
+
+    # ------------------------------------------------------------------ may it run?
+
+    def admit(self, delivery: Delivery) -> Job:
+        """Read a delivery and decide whether it may run; if not, the job has its outcome already. Runs no user code."""
+        job = Job(delivery)
+        try:
+            fields = parse(delivery.body)
+            raw = unwrap(fields)
+            job.fields = fields = fields if raw is None else parse(raw)
+            message = decode(fields)
+        except DecodeError as error:
+            job.outcome = self._wait_for_deploy(job, str(error)) if error.newer else Dead(str(error))
+            return job
+        if "dead" in fields:
+            message = message.revived()
+        job.message = message
+        conf = self.app.conf
+        crashes = message.crashes + (delivery.receives - 1 if delivery.receives else 0)
+        job.task = task = self.app.tasks.get(message.task)
+        if delivery.group is not None:
+            crashes -= 0 if task is None or task.policy.max_retries is None else task.policy.max_retries  # its retries are deliveries too
+            if delivery.receives > 1 and message.attempt < delivery.receives - 1:
+                message = job.message = message.copy(attempt=delivery.receives - 1)
+        if crashes >= conf.crash_cap:
+            job.outcome = Dead(f"crash loop: delivered or crashed {crashes + 1} times without an outcome")
+            return job
+        if task is None:
+            job.outcome = self._wait_for_deploy(job, f"no task named {message.task!r} is registered in this worker")
+            return job
+        if len(message.fields) > 5:  # more than a bare call has
+            now = self.app.clock.time()
+            if message.expires is not None and message.expires <= now:
+                job.outcome = Dropped("it expired before it could start", state=states.EXPIRED)
+                return job
+            if message.eta is not None and message.eta > now:
+                job.outcome = Later(message.eta - now, "its time has not come")
+                return job
+        job.timeout = message.timeout or task.settings.timeout or conf.timeout
+        job.request = Request(message, delivery.queue, message.args, message.kwargs, delivery.receives)
+        return job
+
+    def _wait_for_deploy(self, job: Job, reason: str) -> Later | Dead:
+        """A newer worker may know what to do: give the deploy time, then give up."""
+        now, grace = self.app.clock.time(), self.app.conf.unknown_task_grace
+        noted = (job.fields or {}).get("unknown_since")
+        known = noted if isinstance(noted, (int, float)) else job.delivery.sent if job.ordered else None
+        since = now if known is None or known > now else known
+        left = since + grace - now
+        if left <= 0:
+            return Dead(reason)
+        return Later(min(max(1.0, (now - since) / 2), 60.0, left), reason, {"unknown_since": round(since, 3)})
+
+    async def claim(self, job: Job, *, lease: float) -> None:
+        """Take the right to run the job for ``lease`` seconds, where the app has a store; sets ``job.outcome`` if it may not run."""
+        store, message = self.app.store, job.message
+        if store is None or message is None:
+            return
+        now = self.app.clock.time()
+        try:
+            answer = await records.claim(
+                store, message, job.delivery.queue, owner=self.owner, now=now, lease=lease, ttl=self.app.conf.result_expires
+            )
+        except StoreError as error:
+            logger.warning("%s waits: the store cannot be asked whether it may run: %s", job.label, error)
+            job.outcome = Later(STORE_DOWN_DELAY, "the store could not be reached")
+            return
+        if isinstance(answer, records.Claim):
+            job.claim = answer
+        else:
+            job.outcome = answer
+
+    # ------------------------------------------------------------------ running
+
+    def run(self, job: Job) -> Outcome:
+        """Run a sync task in the calling thread and context; never raises."""
+        assert job.task is not None and job.request is not None
+        try:
+            args, kwargs = self._enter(job)
+            value = job.task.call(args, kwargs)
+            outcome = self._done(job, value)
+        except BaseException as error:
+            outcome = self.failed(job, error)
+        self._leave(job, outcome)
+        return outcome
+
+    def run_isolated(self, job: Job) -> Outcome:
+        """``run`` in a context of its own, so that what a task sets in context variables ends with it."""
+        return contextvars.copy_context().run(self.run, job)
+
+    async def arun(self, job: Job) -> Outcome:
+        """Run an async task in the calling asyncio task, within its time limit. Raises only CancelledError, when the host cancels it."""
+        assert job.task is not None and job.request is not None
+        limit = asyncio.timeout(job.timeout)
+        try:
+            async with limit:
+                args, kwargs = self._enter(job)
+                value = await job.task.call(args, kwargs)
+            outcome = self._done(job, value)
+        except asyncio.CancelledError as error:
+            if (own := asyncio.current_task()) is not None and own.cancelling():
+                raise  # the host gives up this run
+            outcome = self.failed(job, error)
+        except BaseException as error:
+            outcome = self.timed_out(job) if limit.expired() else self.failed(job, error)
+        self._leave(job, outcome)
+        return outcome
+
+    def _enter(self, job: Job) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        task, request = job.task, job.request
+        assert task is not None and request is not None
+        current.set(request)
+        args, kwargs = task.codec.decode(request.args, request.kwargs)
+        request.args, request.kwargs = args, kwargs
+        for hook in self.app.hooks.before_run:
+            hook(request)
+        return args, kwargs
+
+    def _leave(self, job: Job, outcome: Outcome) -> None:
+        hooks = self.app.hooks
+        if hooks.after_run or hooks.on_retry or hooks.on_dead:
+            call_quietly(hooks.after_run, job.request, outcome)
+            self.notify(job, outcome)
+
+    def notify(self, job: Job, outcome: Outcome) -> None:
+        """Call the middleware's hooks for a retry or a dead letter; user code, so never on the I/O thread."""
+        if isinstance(outcome, Again):
+            call_quietly(self.app.hooks.on_retry, job.request, outcome)
+        elif isinstance(outcome, Dead):
+            call_quietly(self.app.hooks.on_dead, job.message, job.delivery.queue, outcome)
+
+    # ------------------------------------------------------------------ what it came to
+
+    def _done(self, job: Job, value: object) -> Done | Dead:
+        message, task = job.message, job.task
+        assert message is not None and task is not None
+        wanted = message.link or (job.claim is not None or job.request is not None and job.request.is_eager) and not (
+            message.ignore_result or task.settings.ignore_result
+        )
+        if not wanted:
+            return NOTHING
+        try:
+            return Done(task.codec.encode_result(value))
+        except ArgumentsError as error:  # running it again would do its work twice and give the same
+            return Dead(f"its result cannot travel: {error}", Failure.of(error), states.FAILURE)
+
+    def failed(self, job: Job, error: BaseException) -> Outcome:
+        """What an exception means for the job."""
+        task, message = job.task, job.message
+        assert task is not None and message is not None
+        match error:
+            case Ignore():
+                return Done(kept=False)
+            case Reject():
+                return Dead(f"rejected by the task: {error}", Failure.of(error))
+            case ArgumentsError() if error.task == task.name and _outermost(error):
+                return Dead(str(error), Failure.of(error))
+            case RetryRequested():
+                cause = error.__cause__ or error
+                most = task.policy.max_retries if error.max_retries is None else error.max_retries
+                if most is not None and message.retries >= most:
+                    return Dead(f"out of retries ({message.retries})", Failure.of(cause), states.FAILURE)
+                return Again(task.policy.pause(message.retries) if error.delay is None else error.delay, Failure.of(cause))
+            case Exception():
+                try:
+                    wait = task.policy.wait(error, message.retries)
+                except Exception as broken:
+                    return Dead("its Retry(decide=…) failed", Failure.of(broken), states.FAILURE)
+                if wait is not None:
+                    return Again(wait, Failure.of(error))
+                retried = isinstance(error, task.policy.on) and message.retries > 0
+                reason = f"out of retries ({message.retries})" if retried else "the task failed"
+                return Dead(reason, Failure.of(error), states.FAILURE)
+            case _:  # SystemExit, KeyboardInterrupt raised by the task's own code, a stray CancelledError
+                return Dead("the task failed", Failure.of(error), states.FAILURE)
+
+    def timed_out(self, job: Job) -> Outcome:
+        """The outcome of a run that its host ended, or gave up, at its time limit."""
+        assert job.timeout is not None
+        return self.failed(job, TimeLimitExceeded(f"it ran over its time limit of {job.timeout:g} s"))
+
+    def crashed(self, job: Job, how: str) -> Outcome:
+        """The outcome of a run whose process died: one attempt, up to the crash cap, whatever its Retry says."""
+        message = job.message
+        assert message is not None
+        error = Failure("cloudq.WorkerCrashed", how)
+        crashes = message.crashes + 1
+        if crashes >= self.app.conf.crash_cap:
+            return Dead(f"crash loop: {how}, {crashes} times", error)
+        return Again(min(2.0 ** (crashes - 1), 60.0), error, crashed=True)
+
+
+def _outermost(error: ArgumentsError) -> bool:
+    """Whether it comes from decoding this task's own arguments, not from a call that the task's code made of itself."""
+    frame, depth = error.__traceback__, 0
+    while frame is not None:
+        if frame.tb_frame.f_code.co_name == "call" and frame.tb_frame.f_globals.get("__name__") == "cloudq.task":
+            return False
+        frame, depth = frame.tb_next, depth + 1
+    return True

@@ -1,0 +1,351 @@
+"""Sends messages durably: concurrent calls are merged into full batches, failed entries are repeated alone, delays take the shortest way."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from cloudq.broker import Broker, Outgoing
+from cloudq.coalesce import IN_FLIGHT, Coalescer
+from cloudq.errors import BrokerError, BrokerUnavailable, DelayError, MessageTooLarge, QueueNotFound, SendError, SendUnknown
+from cloudq.io import IOThread, drive
+
+if TYPE_CHECKING:
+    from cloudq.timer import Timer
+
+Answer: TypeAlias = Exception | None
+"""``None`` once the entry is durably accepted."""
+
+PAUSES: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+"""Seconds between repeats of a failed entry; the last one goes on."""
+
+
+@dataclass(slots=True, eq=False)
+class Parcel:
+    """One message on its way, and whom to tell."""
+
+    queue: str
+    outgoing: Outgoing
+    task_id: str
+    tell: Callable[[Answer], None]
+    give_up: float
+    """``time.monotonic()`` after which it is not repeated any more."""
+    tries: int = 0
+    timer_at: float | None = None
+
+
+@dataclass(slots=True)
+class Sender:
+    """All sends of an app, from any thread, loop or process after a fork.
+
+    ``patience``: seconds that a call waits for its confirmation before SendUnknown.
+    """
+
+    broker: Broker
+    timer: Timer | None
+    io: IOThread
+    time: Callable[[], float]
+    patience: float = 30.0
+    _inbox: deque[Parcel] = field(default_factory=deque[Parcel])
+    _signalled: bool = False
+    _lanes: dict[tuple[str, bool], Coalescer[Parcel]] = field(default_factory=lambda: {})
+
+    def __post_init__(self) -> None:
+        self.io.after_fork(self._forget)
+
+    def _forget(self) -> None:
+        """In a forked child: what waits is the parent's to send."""
+        self._inbox, self._lanes, self._signalled = deque(), {}, False
+
+    def check(self, outgoing: Outgoing, *, what: str) -> None:
+        """Refuse at the call what can be known without a request; raises MessageTooLarge or DelayError naming ``what``."""
+        limits = self.broker.limits
+        size = weigh(outgoing)
+        if size > limits.body:
+            raise MessageTooLarge(
+                f"{what}: the message has {size:,} bytes and the broker takes {limits.body:,}; pass a reference (a key, a URL) instead"
+            )
+        if outgoing.group is not None and not limits.ordering:
+            raise SendError(f"{what}: this broker keeps no order, so ordering_key= cannot be kept; leave it out or use a FIFO queue")
+        if outgoing.delay > 0 and not self._broker_holds(outgoing):
+            horizon = self.timer.limits.horizon if self.timer is not None else None
+            if horizon is None:
+                ordered = " on an ordered queue" if outgoing.group is not None else ""
+                longest = limits.delay if outgoing.group is None or limits.ordered_delay else 0
+                raise DelayError(
+                    f"{what}: a delay of {outgoing.delay:.0f} s{ordered} is over the broker's {longest:.0f} s and the app has no timer; "
+                    "set CloudQ(timer=…) or CLOUDQ_TIMER, or use a shorter delay"
+                )
+            if outgoing.delay > horizon:
+                raise DelayError(f"{what}: a delay of {outgoing.delay:.0f} s is over the timer's {horizon:.0f} s; use a shorter delay")
+
+    def _broker_holds(self, outgoing: Outgoing) -> bool:
+        limits = self.broker.limits
+        return outgoing.delay <= limits.delay and (outgoing.group is None or limits.ordered_delay)
+
+    # ------------------------------------------------------------------ one message, by its caller
+
+    def send(self, queue: str, outgoing: Outgoing, task_id: str) -> None:
+        """Send and wait until durably accepted; from any thread but the I/O thread. Raises BrokerError or SendUnknown."""
+        if self._at_once(outgoing):
+            _raise(drive(self._send_local(queue, [outgoing]))[0])
+            return
+        future: Future[Answer] = Future()
+        self._post([self._parcel(queue, outgoing, task_id, future.set_result)])
+        try:
+            answer = future.result(self.patience)
+        except TimeoutError:
+            raise self._unknown(queue, task_id) from None
+        _raise(answer)
+
+    async def asend(self, queue: str, outgoing: Outgoing, task_id: str) -> None:
+        """``send`` for a coroutine on any loop, the I/O loop too."""
+        if self._at_once(outgoing):
+            _raise((await self._send_local(queue, [outgoing]))[0])
+            return
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[Answer] = loop.create_future()
+
+        def settle(answer: Answer) -> None:
+            if not waiter.done():
+                waiter.set_result(answer)
+
+        def tell(answer: Answer) -> None:
+            if loop is self.io.loop:
+                settle(answer)
+            elif not loop.is_closed():
+                loop.call_soon_threadsafe(settle, answer)
+
+        self._post([self._parcel(queue, outgoing, task_id, tell)])
+        try:
+            async with asyncio.timeout(self.patience):
+                answer = await waiter
+        except TimeoutError:
+            raise self._unknown(queue, task_id) from None
+        _raise(answer)
+
+    # ------------------------------------------------------------------ many, by one caller
+
+    def send_many(self, entries: Sequence[tuple[str, Outgoing, str]]) -> dict[int, Exception]:
+        """Send ``(queue, outgoing, task id)`` entries in full batches; returns the errors by index, empty when all were accepted.
+
+        Waits ``patience`` seconds for each 10,000 entries at most; what is unconfirmed then is SendUnknown.
+        """
+        if all(self._at_once(outgoing) for _, outgoing, _ in entries):
+            return drive(self._send_many_local(entries))
+        done = threading.Event()
+        answers = self._post_many(entries, done.set)
+        done.wait(self._patience_for(len(entries)))
+        return self._failures(entries, answers)
+
+    async def asend_many(self, entries: Sequence[tuple[str, Outgoing, str]]) -> dict[int, Exception]:
+        """``send_many`` for a coroutine on any loop."""
+        if all(self._at_once(outgoing) for _, outgoing, _ in entries):
+            return await self._send_many_local(entries)
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+
+        def tell() -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(done.set)
+
+        answers = self._post_many(entries, tell)
+        try:
+            async with asyncio.timeout(self._patience_for(len(entries))):
+                await done.wait()
+        except TimeoutError:
+            pass
+        return self._failures(entries, answers)
+
+    def _post_many(self, entries: Sequence[tuple[str, Outgoing, str]], done: Callable[[], None]) -> list[Answer | bool]:
+        answers: list[Answer | bool] = [False] * len(entries)  # False: not known yet
+        left = len(entries)
+
+        def collect(index: int) -> Callable[[Answer], None]:
+            def tell(answer: Answer) -> None:  # always on the I/O loop, so that the count needs no lock
+                nonlocal left
+                answers[index] = answer
+                left -= 1
+                if not left:
+                    done()
+
+            return tell
+
+        if not entries:
+            done()
+        self._post([self._parcel(queue, outgoing, task_id, collect(i)) for i, (queue, outgoing, task_id) in enumerate(entries)])
+        return answers
+
+    def _failures(self, entries: Sequence[tuple[str, Outgoing, str]], answers: list[Answer | bool]) -> dict[int, Exception]:
+        failures: dict[int, Exception] = {}
+        for index, answer in enumerate(answers):
+            if answer is False:
+                failures[index] = self._unknown(entries[index][0], entries[index][2])
+            elif isinstance(answer, Exception):
+                failures[index] = answer
+        return failures
+
+    def _patience_for(self, count: int) -> float:
+        return self.patience * (1 + count // 10_000)
+
+    def _unknown(self, queue: str, task_id: str) -> SendUnknown:
+        return SendUnknown(
+            f"the broker did not confirm the message {task_id} to {queue!r} within {self.patience:.0f} s: it may or may not be there. "
+            f"Call again with task_id={task_id!r} to make sure; with a store the task runs once",
+            task_id=task_id,
+        )
+
+    # ------------------------------------------------------------------ a local broker: in the caller's own thread
+
+    def _at_once(self, outgoing: Outgoing) -> bool:
+        return self.broker.limits.local and (not outgoing.delay or self._broker_holds(outgoing) or (self.timer is not None and self.timer.limits.local))
+
+    async def _send_local(self, queue: str, batch: list[Outgoing]) -> Sequence[Answer]:
+        """A few tries, then the error: there is no network to wait for, but a broker that lies does fail now and then."""
+        answers: list[Answer] = [None] * len(batch)
+        open_entries = list(range(len(batch)))
+        for _ in range(8):
+            direct = [i for i in open_entries if not batch[i].delay or self._broker_holds(batch[i])]
+            try:
+                replies = await self.broker.send(queue, [batch[i] for i in direct]) if direct else ()
+            except BrokerUnavailable as error:
+                replies = [error] * len(direct)
+            except BrokerError as error:
+                return [error] * len(batch)
+            for i, reply in zip(direct, replies, strict=True):
+                answers[i] = reply
+            for i in set(open_entries) - set(direct):
+                answers[i] = await self._set_timer(queue, batch[i], batch[i].dedup or "")
+            open_entries = [i for i in open_entries if _retryable(answers[i])]
+            if not open_entries:
+                break
+        return answers
+
+    async def _send_many_local(self, entries: Sequence[tuple[str, Outgoing, str]]) -> dict[int, Exception]:
+        failures: dict[int, Exception] = {}
+        for queue, indices in _packed(entries, self.broker):
+            answers = await self._send_local(queue, [entries[i][1] for i in indices])
+            for i, answer in zip(indices, answers, strict=True):
+                if answer is not None:
+                    failures[i] = answer
+        return failures
+
+    # ------------------------------------------------------------------ every other: on the I/O loop
+
+    def _parcel(self, queue: str, outgoing: Outgoing, task_id: str, tell: Callable[[Answer], None]) -> Parcel:
+        return Parcel(queue, outgoing, task_id, tell, time.monotonic() + self.patience)
+
+    def _post(self, parcels: list[Parcel]) -> None:
+        loop = self.io.loop
+        self._inbox.extend(parcels)
+        if not self._signalled:
+            self._signalled = True
+            loop.call_soon_threadsafe(self._sort)
+
+    def _sort(self) -> None:
+        self._signalled = False  # before the inbox is read: what comes after wakes us again
+        while self._inbox:
+            parcel = self._inbox.popleft()
+            if parcel.outgoing.delay and not self._broker_holds(parcel.outgoing):
+                _spawn(self._by_timer(parcel))
+            else:
+                self._lane(parcel).add(parcel, weigh(parcel.outgoing))
+
+    def _lane(self, parcel: Parcel) -> Coalescer[Parcel]:
+        """Messages with an ordering key have a lane of their own with one request at a time, so that they cannot overtake each other."""
+        queue, ordered = parcel.queue, parcel.outgoing.group is not None
+        lane = self._lanes.get((queue, ordered))
+        if lane is None:
+            limits = self.broker.limits
+
+            async def perform(parcels: Sequence[Parcel]) -> None:
+                await self._send_batch(queue, parcels)
+
+            lane = Coalescer(perform, count=limits.batch, weight=limits.batch_bytes, in_flight=1 if ordered else IN_FLIGHT)
+            self._lanes[queue, ordered] = lane
+        return lane
+
+    async def _send_batch(self, queue: str, parcels: Sequence[Parcel]) -> None:
+        try:
+            answers: Sequence[Answer] = await self.broker.send(queue, [parcel.outgoing for parcel in parcels])
+        except Exception as error:
+            answers = [error] * len(parcels)
+        for parcel, answer in zip(parcels, answers, strict=True):
+            pause = PAUSES[min(parcel.tries, len(PAUSES) - 1)]
+            if _retryable(answer) and time.monotonic() + pause < parcel.give_up:
+                parcel.tries += 1
+                asyncio.get_running_loop().call_later(pause, self._lane(parcel).add, parcel, weigh(parcel.outgoing))
+            else:
+                parcel.tell(answer)
+
+    async def _by_timer(self, parcel: Parcel) -> None:
+        answer = await self._set_timer(parcel.queue, parcel.outgoing, parcel.task_id)
+        parcel.tell(answer)
+
+    async def _set_timer(self, queue: str, outgoing: Outgoing, task_id: str) -> Answer:
+        if self.timer is None:
+            return DelayError("the app has no timer for a delay that the broker cannot hold")
+        when = self.time() + outgoing.delay - self.timer.limits.late
+        message = Outgoing(
+            body=outgoing.body, group=outgoing.group, dedup=outgoing.dedup, tenant=outgoing.tenant, attributes=outgoing.attributes
+        )
+        try:
+            await self.timer.at(when, queue, message, key=task_id)
+        except Exception as error:
+            return error
+        return None
+
+    async def drain(self) -> None:
+        """Wait until everything posted has been answered (on the I/O loop)."""
+        while self._inbox or any(lane.busy for lane in self._lanes.values()):
+            await asyncio.sleep(0.005)
+
+
+def weigh(outgoing: Outgoing) -> int:
+    """Bytes of a message as brokers count them: body and attributes."""
+    body = outgoing.body
+    size = len(body) if body.isascii() else len(body.encode("utf-8", "surrogatepass"))
+    return size + sum(len(name) + len(value.encode()) + 6 for name, value in outgoing.attributes.items())
+
+
+def _retryable(answer: Answer) -> bool:
+    return isinstance(answer, BrokerUnavailable) or (isinstance(answer, SendError) and answer.retryable)
+
+
+def _raise(answer: Answer) -> None:
+    if answer is not None:
+        raise answer
+
+
+def _packed(entries: Sequence[tuple[str, Outgoing, str]], broker: Broker) -> list[tuple[str, list[int]]]:
+    """Group entries by queue into batches of at most ``limits.batch`` entries and ``limits.batch_bytes``, in order."""
+    limits = broker.limits
+    batches: list[tuple[str, list[int]]] = []
+    open_batches: dict[str, tuple[list[int], int]] = {}
+    for index, (queue, outgoing, _) in enumerate(entries):
+        size = weigh(outgoing)
+        indices, total = open_batches.get(queue, ([], 0))
+        if not indices or len(indices) >= limits.batch or total + size > limits.batch_bytes:
+            indices, total = [], 0
+            batches.append((queue, indices))
+        indices.append(index)
+        open_batches[queue] = (indices, total + size)
+    return batches
+
+
+_background: set[asyncio.Task[None]] = set()
+
+
+def _spawn(call: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.get_running_loop().create_task(call)
+    _background.add(task)
+    task.add_done_callback(_background.discard)
+
+
+__all__ = ["Answer", "Parcel", "QueueNotFound", "Sender", "weigh"]

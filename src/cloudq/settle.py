@@ -1,0 +1,209 @@
+"""Makes an outcome durable, in the order that loses nothing if the process dies at any step between."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final
+
+from cloudq import calls, records, states
+from cloudq.broker import Outgoing
+from cloudq.errors import LeaseLost
+from cloudq.message import Message, dead_letter, derived_id
+from cloudq.outcome import Again, Dead, Done, Dropped, Failure, Later, Outcome
+from cloudq.values import dumps
+
+if TYPE_CHECKING:
+    from cloudq.app import CloudQ
+    from cloudq.runner import Job
+
+logger = logging.getLogger("cloudq.runner")
+
+
+DEAD_ATTRIBUTE: Final = "cloudq-dead"
+"""Attribute with the reason, where a dead letter is too large to carry it in its body."""
+
+
+class Verdict(Enum):
+    """What a host now does with the delivery."""
+
+    ACK = "ack"
+    """Its outcome is durable: delete it."""
+    KEEP = "keep"
+    """Let it be: its lease was set to end when it shall come back, or somebody else holds it."""
+
+
+def is_settled(job: Job, outcome: Outcome) -> bool:
+    """Whether there is nothing to make durable: the task returned, and nobody wants its value."""
+    return job.claim is None and type(outcome) is Done and (job.message is None or not job.message.link)
+
+
+async def settle(app: CloudQ, job: Job, outcome: Outcome) -> Verdict:
+    """Make ``outcome`` durable; on the I/O loop. Raises BrokerError or StoreError where it could not: then the delivery must stay.
+
+    Each branch writes in the order whose interruption leads to a repetition and never to a loss.
+    """
+    try:
+        match outcome:
+            case Done():
+                return await _done(app, job, outcome)
+            case Again():
+                return await _again(app, job, outcome)
+            case Later():
+                return await _later(app, job, outcome)
+            case Dead():
+                return await _dead(app, job, outcome)
+            case Dropped():
+                return await _dropped(app, job, outcome)
+    except LeaseLost as lost:  # the claim's: whoever has it now settles; if they die too, the delivery comes back
+        logger.warning("%s: %s; what it came to here is discarded", job.label, lost)
+        return Verdict.KEEP
+
+
+async def _done(app: CloudQ, job: Job, outcome: Done) -> Verdict:
+    """The result before the follow-ups: a redelivery finds the result, and sends the same follow-ups again."""
+    if job.claim is not None:
+        message, task = job.message, job.task
+        assert message is not None and task is not None
+        ignored = message.ignore_result or task.settings.ignore_result
+        await job.claim.finish(states.SUCCESS, at=app.clock.time(), value=None if ignored and not message.link else outcome.value)
+    if outcome.kept:
+        await _follow_up(app, job, outcome.value)
+    return Verdict.ACK
+
+
+async def _again(app: CloudQ, job: Job, outcome: Again) -> Verdict:
+    """The next attempt before the note of it: a redelivery of this attempt runs it again at worst."""
+    assert job.message is not None
+    logger.info("%s will run again in %.1f s after %s", job.label, outcome.delay, outcome.error.type)
+    if job.ordered:  # sending again would let later messages of the group overtake
+        if job.claim is not None:
+            await job.claim.retry(outcome.error)
+        return await _hold(app, job, outcome.delay)
+    await _send(app, job, job.message.next_attempt(crashed=outcome.crashed), outcome.delay)
+    if job.claim is not None:
+        await job.claim.retry(outcome.error)
+    return Verdict.ACK
+
+
+async def _later(app: CloudQ, job: Job, outcome: Later) -> Verdict:
+    """The same attempt again, in a new message: so the broker's receive count is not used up."""
+    logger.info("%s waits %.1f s: %s", job.label, outcome.delay, outcome.why)
+    if job.claim is not None:
+        await job.claim.release()
+    if job.ordered:
+        return await _hold(app, job, outcome.delay)
+    message = job.message or Message(job.fields or {})
+    deferrals = message.fields.get("deferrals", 0)
+    changes = {**outcome.changes, "deferrals": deferrals + 1 if isinstance(deferrals, int) else 1}
+    await _send(app, job, message.copy(**changes), outcome.delay)
+    return Verdict.ACK
+
+
+async def _dead(app: CloudQ, job: Job, outcome: Dead) -> Verdict:
+    """The dead letter before the result: a redelivery makes a second dead letter at worst; the other order could make none."""
+    queue, now = job.delivery.queue, app.clock.time()
+    logger.error("%s is dead: %s%s", job.label, outcome.reason, f" ({outcome.error.type})" if outcome.error else "")
+    note: dict[str, Any] = {"reason": outcome.reason, "queue": queue, "at": round(now, 3), "receives": job.delivery.receives}
+    if outcome.error is not None:
+        note["error"] = outcome.error.as_json()
+    fields = job.message.fields if job.message is not None else job.fields
+    await _send_body(app, job, app.dead_letter_queue(queue), dead_letter(job.delivery.body, fields, note), note)
+    if job.message is not None:
+        await _finish(app, job, outcome.state, reason=outcome.reason, error=outcome.error)
+        await _error_links(app, job, outcome.reason, outcome.error)
+    return Verdict.ACK
+
+
+async def _dropped(app: CloudQ, job: Job, outcome: Dropped) -> Verdict:
+    logger.info("%s is dropped: %s", job.label, outcome.why)
+    if outcome.state is not None:
+        await _finish(app, job, outcome.state, reason=outcome.why, error=None)
+        await _error_links(app, job, outcome.why, None)
+    if outcome.follow_ups:
+        await _follow_up(app, job, outcome.value)
+    return Verdict.ACK
+
+
+async def _finish(app: CloudQ, job: Job, state: str, *, reason: str, error: Failure | None) -> None:
+    store, message = app.store, job.message
+    if job.claim is not None:
+        await job.claim.finish(state, at=app.clock.time(), reason=reason, error=error)
+    elif store is not None and message is not None:
+        await records.finish_unclaimed(
+            store, message, job.delivery.queue, state, at=app.clock.time(), ttl=app.conf.result_expires, reason=reason, error=error
+        )
+
+
+async def _follow_up(app: CloudQ, job: Job, value: Any) -> None:
+    """Send what the message links to; ids are derived, so that doing it twice sends the same messages."""
+    message = job.message
+    if message is None or not message.link:
+        return
+    await _send_links(app, job, message.link, "link", value)
+
+
+async def _error_links(app: CloudQ, job: Job, reason: str, error: Failure | None) -> None:
+    message = job.message
+    if message is None or not message.link_error:
+        return
+    told = {"id": message.id, "task": message.task, "queue": job.delivery.queue, "reason": reason, "error": error.as_json() if error else None}
+    await _send_links(app, job, message.link_error, "link_error", told)
+
+
+async def _send_links(app: CloudQ, job: Job, links: Any, kind: str, value: Any) -> None:
+    message = job.message
+    assert message is not None
+    sends = []
+    for index, link in enumerate(links):
+        id = derived_id(message.id, kind, index)
+        queue, call, delay = calls.linked_message(link, id=id, parent=message, value=value, now=app.clock.time())
+        sends.append(app.sender.asend(queue, calls.outgoing_of(call, delay=delay), id))
+    await asyncio.gather(*sends)
+
+
+async def _send(app: CloudQ, job: Job, message: Message, delay: float) -> None:
+    outgoing = Outgoing(
+        body=message.encode(), delay=_possible(app, job, delay), group=message.group, tenant=message.tenant, dedup=message.dedup_id()
+    )
+    await app.sender.asend(job.delivery.queue, outgoing, str(message.fields.get("id", "")))
+
+
+def _possible(app: CloudQ, job: Job, delay: float) -> float:
+    """The delay, or the longest that can be had: coming back too early is better than being lost."""
+    longest = app.broker.limits.delay
+    timer = app.timer
+    if timer is not None:
+        longest = max(longest, timer.limits.horizon)
+    if delay > longest:
+        logger.warning("%s should wait %.0f s, but %.0f s is the longest delay here", job.label, delay, longest)
+    return min(delay, longest)
+
+
+async def _send_body(app: CloudQ, job: Job, queue: str, body: str, note: dict[str, Any]) -> None:
+    """Send a dead letter. Where the note makes it too large the traceback goes, then the error's text, then the note goes beside the body."""
+    error = dict(note.get("error") or {})
+    for left_out in (None, "traceback", "detail"):
+        if left_out is not None and error:
+            error[left_out] = "(left out: the message was too large)"
+            fields = job.message.fields if job.message is not None else job.fields
+            body = dead_letter(job.delivery.body, fields, {**note, "error": error})
+        if len(body) <= app.broker.limits.body:
+            break
+    attributes: dict[str, str] = {}
+    if len(body) > app.broker.limits.body:
+        body, attributes = job.delivery.body, {DEAD_ATTRIBUTE: dumps(note["reason"])[1:200]}
+    outgoing = Outgoing(body=body, attributes=attributes, group=job.delivery.group, dedup=derived_id("dead", dumps(job.delivery.body), job.delivery.message_id))
+    await app.sender.asend(queue, outgoing, job.message.id if job.message is not None else "")
+
+
+async def _hold(app: CloudQ, job: Job, delay: float) -> Verdict:
+    """Keep the delivery away for ``delay`` seconds by its own lease; its group waits with it."""
+    wait = min(delay, app.broker.limits.extend)
+    answers = await app.broker.extend([job.delivery], max(wait, 1.0) if delay else 0.0)
+    if answers[0] is not None and not isinstance(answers[0], LeaseLost):
+        raise answers[0]
+    return Verdict.KEEP
+
+

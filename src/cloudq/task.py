@@ -1,0 +1,340 @@
+"""A task: a function with a name that can be called here, or sent to run elsewhere."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, NoReturn, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, overload
+
+from cloudq.durations import Duration, seconds
+from cloudq.errors import ConfigError, NotBound, RetryRequested, StoreRequired
+from cloudq.request import Request, current
+from cloudq.retry import NO_RETRY, Retry
+from cloudq.signature import CallOptions, Signature
+from cloudq.values import ArgumentCodec, dumps
+
+if TYPE_CHECKING:
+    from cloudq.app import CloudQ
+    from cloudq.result import AsyncResult
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class TaskOptions(TypedDict, total=False):
+    """What ``@task(...)`` takes; Celery's spellings map onto ours."""
+
+    name: str
+    """How messages name it; by default the module and the function's qualified name."""
+    queue: str
+    retry: Retry
+    timeout: Duration
+    """Time limit of one run; ``time_limit`` is Celery's name for it."""
+    time_limit: Duration
+    expires: Duration
+    ignore_result: bool
+    autoretry_for: tuple[type[Exception], ...]
+    dont_autoretry_for: tuple[type[Exception], ...]
+    max_retries: int | None
+    default_retry_delay: Duration
+    retry_backoff: bool | float
+    """True: waits of 1, 2, 4 … s; a number: the first wait in seconds."""
+    retry_backoff_max: Duration
+    retry_jitter: bool
+    acks_late: Literal[True]
+    """Always so in cloudq; accepted for code that comes from Celery."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """A task's options, checked and in one spelling; durations in seconds, ``None`` where the app's default counts."""
+
+    queue: str | None = None
+    retry: Retry | None = None
+    timeout: float | None = None
+    expires: float | None = None
+    ignore_result: bool = False
+
+    @classmethod
+    def of(cls, name: str, options: TaskOptions) -> Settings:
+        """Check the options of ``@task``; raises ConfigError that names the task."""
+        known = TaskOptions.__annotations__.keys()
+        if unknown := sorted(options.keys() - known):
+            raise ConfigError(f"task {name!r} has no option {', '.join(unknown)}; it takes {', '.join(known)}")
+        if options.get("acks_late", True) is not True:
+            raise ConfigError(f"task {name!r}: cloudq always acknowledges after the outcome is durable; take acks_late out")
+        if "timeout" in options and "time_limit" in options:
+            raise ConfigError(f"task {name!r}: timeout and time_limit are the same; give one")
+        try:
+            limit = options.get("timeout", options.get("time_limit"))
+            return cls(
+                queue=options.get("queue"),
+                retry=_retry(options),
+                timeout=None if limit is None else seconds(limit, "timeout") or None,
+                expires=None if "expires" not in options else seconds(options["expires"], "expires"),
+                ignore_result=options.get("ignore_result", False),
+            )
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"task {name!r}: {error}") from error
+
+
+_CELERY_RETRY = ("autoretry_for", "dont_autoretry_for", "max_retries", "default_retry_delay", "retry_backoff", "retry_backoff_max", "retry_jitter")
+
+
+def _retry(options: TaskOptions) -> Retry | None:
+    """The Retry that the options say, in our spelling or in Celery's."""
+    celery = [name for name in _CELERY_RETRY if name in options]
+    if "retry" in options:
+        if celery:
+            raise ValueError(f"give retry=Retry(…) or {', '.join(celery)}, not both")
+        return options["retry"]
+    if not celery:
+        return None
+    backoff = options.get("retry_backoff", False)
+    delay = options.get("default_retry_delay", 180.0)  # Celery's default
+    if backoff is not False:
+        delay = 1.0 if backoff is True else backoff
+    return Retry(
+        on=options.get("autoretry_for", ()),
+        never=options.get("dont_autoretry_for", ()),
+        max_retries=options.get("max_retries", 3),
+        delay=delay,
+        backoff=1.0 if backoff is False else 2.0,
+        max_delay=options.get("retry_backoff_max", 600.0) if backoff is not False else delay,
+        jitter=options.get("retry_jitter", True) if backoff is not False else False,
+    )
+
+
+class Task(Generic[P, R]):
+    """What ``@task`` makes of a function. Calling it runs the function here and now; ``delay`` and its kin send a message.
+
+    ``R`` is what the function returns; for an ``async def``, what awaiting it gives.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, name: str | None, settings: Settings, bind: bool, app: CloudQ | None) -> None:
+        self.function = function
+        self.name = name or task_name(function)
+        self.settings = settings
+        self.bind = bind
+        self.app = app
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.codec = ArgumentCodec(function, task=self.name, skip_first=bind)
+        self.name_json = dumps(self.name)
+        self.is_plain = settings.expires is None
+        """Whether a call without options needs nothing in its message but the arguments."""
+        self.__name__ = getattr(function, "__name__", self.name)
+        self.__qualname__ = getattr(function, "__qualname__", self.name)
+        self.__doc__ = function.__doc__
+        self.__module__ = function.__module__
+        self.__wrapped__ = function
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name}{'' if self.app else ' (no app)'}>"
+
+    def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Call the function with decoded arguments, ``self`` first where it is bound."""
+        return self.function(self, *args, **kwargs) if self.bind else self.function(*args, **kwargs)
+
+    # ------------------------------------------------------------------ sending
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """Send a call; returns once the broker has it. From any thread, also inside a running loop (which it blocks for the request).
+
+        Raises ArgumentsError, MessageTooLarge or DelayError before sending; QueueNotFound, BrokerUnavailable or SendError when the
+        broker refuses; SendUnknown when it does not answer in time.
+        """
+        return self.bound_app.send_call(self, args, kwargs, None)
+
+    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """``delay`` for a coroutine on any loop; raises the same."""
+        return await self.bound_app.asend_call(self, args, kwargs, None)
+
+    def options(self, **options: Unpack[CallOptions]) -> Call[P, R]:
+        """This task with options for one call: ``task.options(delay="5m", queue="slow").delay(x)``."""
+        return Call(self, options)
+
+    def apply_async(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]
+    ) -> AsyncResult[R]:
+        """Send a call, Celery's way: ``task.apply_async((x,), countdown=60)``."""
+        return self.bound_app.send_call(self, args, kwargs or {}, options)
+
+    def apply(self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]) -> AsyncResult[R]:
+        """Run the call here and now, through codec and runner as a worker would, retries included (without their waits)."""
+        return self.bound_app.run_eagerly(self, args, kwargs or {}, options)
+
+    def delay_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """``delay`` when the current database transaction commits, by the app's ``after_commit`` hook; arguments are checked now."""
+        return self.bound_app.send_call(self, args, kwargs, {"after_commit": True})
+
+    def s(self, *args: Any, **kwargs: Any) -> Signature[R]:
+        """The call as a value. Arguments may be partial: what it is linked to adds its result in front."""
+        return Signature(self.name, args, kwargs, app=self.app)
+
+    def si(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]:
+        """The call as a value that takes nothing from what it is linked to."""
+        return Signature(self.name, args, kwargs, immutable=True, app=self.app)
+
+    # ------------------------------------------------------------------ inside a run
+
+    @property
+    def request(self) -> Request:
+        """The present run. Raises RuntimeError outside of one."""
+        request = current.get()
+        if request is None:
+            raise RuntimeError(f"task.request of {self.name!r} is there only while the task runs")
+        return request
+
+    def retry(
+        self, *, exc: BaseException | None = None, countdown: Duration | None = None, delay: Duration | None = None, max_retries: int | None = None
+    ) -> NoReturn:
+        """Give up this run and run again later: ``raise self.retry(exc=error, countdown=10)``.
+
+        ``countdown`` or ``delay``: the wait, by default as the task's Retry says. With no retry left the task fails with ``exc``.
+        """
+        wait = countdown if countdown is not None else delay
+        request = self.request
+        policy = self.policy
+        most = policy.max_retries if max_retries is None else max_retries
+        if most is not None and request.retries >= most and exc is not None:
+            raise exc
+        detail = f"{type(exc).__name__}: {exc}" if exc is not None else "the task asked for a retry"
+        raise RetryRequested(detail, delay=None if wait is None else seconds(wait, "countdown"), max_retries=max_retries) from exc
+
+    def update_state(self, state: str | None = None, meta: Any = None) -> None:
+        """Record progress of the present run for ``result.info``: a state of your own (``"PROGRESS"``) and JSON values.
+
+        Raises StoreRequired where the app has no store. In an eager call, and where the claim is lost meanwhile, it does nothing.
+        """
+        request = self.request
+        if request.report is not None:
+            request.report(state or "PROGRESS", meta)
+        elif not request.is_eager:
+            raise StoreRequired(f"update_state of {self.name!r} needs a store; set CloudQ(store=…) or CLOUDQ_STORE")
+
+    @property
+    def policy(self) -> Retry:
+        """Its Retry, else the app's, else none."""
+        return self.settings.retry or (self.app.conf.retry if self.app else None) or NO_RETRY
+
+    # ------------------------------------------------------------------ belonging
+
+    @property
+    def bound_app(self) -> CloudQ:
+        """Its app; raises NotBound."""
+        if self.app is None:
+            raise NotBound(f"the task {self.name!r} belongs to no app yet: call app.include({self.function.__module__!r}) first")
+        return self.app
+
+    def bound_to(self, app: CloudQ) -> Task[P, R]:
+        """This task in ``app``: itself where it had none, else a copy."""
+        if self.app is None or self.app is app:
+            self.app = app
+            return self
+        return type(self)(self.function, name=self.name, settings=self.settings, bind=self.bind, app=app)
+
+
+class SyncTask(Task[P, R]):
+    """A task made of a ``def``."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the function here and now, as if it were no task."""
+        return cast("R", self.call(args, kwargs))
+
+
+class AsyncTask(Task[P, R]):
+    """A task made of an ``async def``."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Run the coroutine function here and now, as if it were no task."""
+        return cast("Coroutine[Any, Any, R]", self.call(args, kwargs))
+
+
+class Call(Generic[P, R]):
+    """A task with options for one call. Immutable and reusable."""
+
+    __slots__ = ("_options", "_task")
+
+    def __init__(self, task: Task[P, R], options: CallOptions) -> None:
+        self._task = task
+        self._options = options
+
+    def options(self, **options: Unpack[CallOptions]) -> Call[P, R]:
+        """With more options."""
+        return Call(self._task, cast("CallOptions", {**self._options, **options}))
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """As ``Task.delay``."""
+        return self._task.bound_app.send_call(self._task, args, kwargs, self._options)
+
+    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """As ``Task.adelay``."""
+        return await self._task.bound_app.asend_call(self._task, args, kwargs, self._options)
+
+    def s(self, *args: Any, **kwargs: Any) -> Signature[R]:
+        """The call as a value."""
+        return Signature(self._task.name, args, kwargs, self._options, app=self._task.app)
+
+
+class Decorator(Protocol):
+    """What ``@task(...)`` with options returns."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> SyncTask[P, R]: ...
+
+
+class BoundDecorator(Protocol):
+    """What ``@task(bind=True, ...)`` returns: the function's first parameter is the task itself."""
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[Task[..., Any], P], Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[Task[..., Any], P], R], /) -> SyncTask[P, R]: ...
+
+
+def make_task(function: Callable[..., Any], *, bind: bool, options: TaskOptions, app: CloudQ | None) -> Task[..., Any]:
+    """Build the task of a function; raises ConfigError for what cannot be one."""
+    if isinstance(function, Task):
+        raise ConfigError(f"{function!r} is a task already; decorate the function once")
+    if not callable(function):
+        raise ConfigError("@task decorates a function; for options write @task(queue=…)")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigError(f"{task_name(function)!r} is a generator; a task returns its result: return a list")
+    name = options.get("name") or task_name(function)
+    kind = AsyncTask[..., Any] if inspect.iscoroutinefunction(function) else SyncTask[..., Any]
+    return kind(function, name=name, settings=Settings.of(name, options), bind=bind, app=app)
+
+
+@overload
+def task(function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+@overload
+def task(function: Callable[P, R], /) -> SyncTask[P, R]: ...
+@overload
+def task(*, bind: Literal[True], **options: Unpack[TaskOptions]) -> BoundDecorator: ...
+@overload
+def task(*, bind: Literal[False] = False, **options: Unpack[TaskOptions]) -> Decorator: ...
+def task(function: Callable[..., Any] | None = None, /, *, bind: bool = False, **options: Unpack[TaskOptions]) -> Any:
+    """Make a task without an app, for libraries: ``app.include(module)`` or ``app.autodiscover_tasks()`` binds it."""
+    if function is not None:
+        return make_task(function, bind=bind, options=options, app=None)
+    return lambda decorated: make_task(decorated, bind=bind, options=options, app=None)  # type: ignore[no-any-return]
+
+
+shared_task = task
+"""Celery's name for it."""
+
+
+def task_name(function: Callable[..., Any]) -> str:
+    """``module.qualname``; for a script run as ``__main__`` the name under which a worker would import it."""
+    module = function.__module__
+    if module == "__main__":
+        main = sys.modules["__main__"]
+        spec = getattr(main, "__spec__", None)
+        path = getattr(main, "__file__", None)
+        module = spec.name.removesuffix(".__main__") if spec else Path(path).stem if path else module
+    return f"{module}.{getattr(function, '__qualname__', repr(function))}".replace(".<locals>", "")

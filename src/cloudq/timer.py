@@ -1,0 +1,92 @@
+"""The timer seam: what must happen later than a broker's own delay allows, and what recurs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from cloudq.broker import Outgoing
+from cloudq.errors import TimerError
+
+__all__ = ["Schedule", "Timer", "TimerError", "TimerLimits", "Trigger"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimerLimits:
+    """What a timer can do; seconds."""
+
+    horizon: float
+    """How far ahead ``at`` can be set."""
+    late: float
+    """How late it may fire: the core sets it earlier by this, and the runner holds the exact remainder."""
+    local: bool = False
+    """Whether no call ever suspends: the core then calls in the caller's own thread."""
+
+
+@runtime_checkable
+class Trigger(Protocol):
+    """When a schedule fires; pure."""
+
+    def next_after(self, instant: float) -> float | None:
+        """The first fire strictly after ``instant`` (Unix time, seconds), or ``None`` when there is none any more."""
+        ...
+
+    def __str__(self) -> str:
+        """As a person wrote it: ``every 5m``, ``0 9 * * 1-5 Europe/Berlin``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """A recurring send: at each fire of ``trigger``, ``message`` goes to ``queue``.
+
+    The text ``<slot>`` in the body is replaced by the fire's instant where the timer can substitute (Unix time, whole seconds).
+    """
+
+    name: str
+    queue: str
+    message: Outgoing
+    trigger: Trigger
+    paused: bool = False
+
+
+@runtime_checkable
+class Timer(Protocol):
+    """Sends a message to a queue of the app's broker later. A driver is finished when ``cloudq.testing.TimerConformance`` passes.
+
+    Thread and loop rules are the Broker's. A set message is durable once ``at`` has returned, and is sent at least once,
+    not before ``when`` and at most ``limits.late`` seconds after it (memory: at once). Provider errors are mapped to TimerError.
+    """
+
+    @property
+    def limits(self) -> TimerLimits:
+        """What this timer can do; constant, and known without a request."""
+        ...
+
+    async def at(self, when: float, queue: str, message: Outgoing, *, key: str) -> None:
+        """Send ``message`` (its own delay is ignored) to ``queue`` at ``when``, Unix time in seconds; a past instant sends now.
+
+        The same key again replaces what it had set, if that has not fired. Raises TimerError beyond ``limits.horizon``.
+        """
+        ...
+
+    async def cancel(self, key: str) -> bool:
+        """Take back what ``at`` set under ``key``; false where nothing waits there (any more)."""
+        ...
+
+    async def schedules(self) -> Sequence[Schedule]:
+        """The app's schedules as they stand, by name."""
+        ...
+
+    async def put_schedule(self, schedule: Schedule) -> None:
+        """Create the schedule, or replace the one of its name; fires before now are not made up."""
+        ...
+
+    async def delete_schedule(self, name: str) -> None:
+        """Delete it; one that is not there is no error."""
+        ...
+
+    async def close(self) -> None:
+        """Release connections; what was set still fires. Closing twice is no error."""
+        ...

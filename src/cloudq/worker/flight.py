@@ -1,0 +1,54 @@
+"""A delivery inside a worker, and where it stands there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+from cloudq.outcome import Outcome
+from cloudq.runner import Job
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """One delivery from receive to ack. Changed on the I/O loop only, but for ``started``, which its executor sets."""
+
+    job: Job
+    began: float = field(default_factory=time.monotonic)
+    started: bool = False
+    """Its task has begun; before that it can be given back as if nothing had been."""
+    concluded: bool = False
+    """Its outcome is known; a later one (of a thread that was given up) does not count."""
+    lost: bool = False
+    """Its lease was lost: nothing more is extended."""
+    slot_lost: bool = False
+    """Its thread could not be stopped at the time limit: the slot is free again when the thread returns."""
+    progress: tuple[str, Any] | None = None
+    """What ``update_state`` said and the store does not have yet."""
+    reporting: bool = False
+
+
+Complete: TypeAlias = Callable[[Flight, Outcome], None]
+"""Told by an executor, from any thread, what a flight came to."""
+
+
+class Executor(Protocol):
+    """Runs flights, each within a slot that the worker has counted. All methods are called on the I/O loop."""
+
+    def submit(self, flight: Flight) -> None:
+        """Start the flight's task as soon as may be, and complete it exactly once (unless ``withdraw`` or ``close`` took it)."""
+        ...
+
+    def withdraw(self) -> list[Flight]:
+        """Take back what was submitted and has not started."""
+        ...
+
+    def cancel(self) -> None:
+        """End what can be ended of what runs; it completes with nothing."""
+        ...
+
+    def close(self) -> None:
+        """Take no more; idle threads and processes end."""
+        ...

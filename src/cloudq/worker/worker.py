@@ -1,0 +1,529 @@
+"""The long-lived host: receives, runs, settles, keeps leases, and ends without losing anything."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+from cloudq import signals
+from cloudq.app import CloudQ
+from cloudq.broker import Delivery, SettleError
+from cloudq.coalesce import Coalescer
+from cloudq.errors import BrokerError, ConfigError, LeaseLost, QueueNotFound, StoreError
+from cloudq.outcome import Again, Dead, Done, Dropped, Later, Outcome
+from cloudq.runner import Runner
+from cloudq.settle import Verdict, is_settled, settle
+from cloudq.worker.flight import Executor, Flight
+from cloudq.worker.poller import Poller
+from cloudq.worker.processes import ProcessExecutor
+from cloudq.worker.slots import Slots
+from cloudq.worker.threads import LoopExecutor, ThreadExecutor
+
+logger = logging.getLogger("cloudq.worker")
+task_logger = logging.getLogger("cloudq.task")
+
+ACK_LINGER: Final = 0.1
+"""Seconds that an ack waits at most for others of its queue."""
+SETTLE_TRIES: Final = 5
+OVERRUN: Final = 5.0
+"""Seconds that an async task has to obey its cancellation before it is given up."""
+
+
+class StopReason(Enum):
+    """Why a worker ended."""
+
+    ASKED = "asked"
+    """A signal, or ``stop()``."""
+    DRAINED = "drained"
+    """Nothing was left to do (``--drain``, ``--once``)."""
+    RECYCLE = "recycle"
+    """The process shall be replaced: ``--max-tasks`` reached, or too many slots lost to tasks over their time limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """How a worker works. Times in seconds."""
+
+    queues: Mapping[str, int] = field(default_factory=lambda: {})
+    """Queue to weight; empty: all that the app declares, with weight 1. Of two queues with work, one of weight 3 gets 3 of 4 slots."""
+    concurrency: int = 10
+    """Tasks at once in this process; with ``processes``, that number counts instead."""
+    processes: int = 0
+    """Run tasks in this many child processes, one task each at a time; 0: in threads and on a loop here."""
+    grace: float = 25.0
+    """How long running tasks may go on after a stop (ECS gives 30 s by default, Kubernetes too)."""
+    max_tasks: int | None = None
+    """Recycle after this many: the process, or with ``processes`` each child."""
+    drain: bool = False
+    """End once the queues are empty and nothing runs; delayed messages are not waited for."""
+    once: bool = False
+    """End after the first received batch has been settled."""
+    wait: float = 20.0
+    """The longest a receive waits for a first message."""
+    health_file: Path | None = None
+    """Touched every few seconds while all is well; a probe compares its age."""
+
+
+class Worker:
+    """Runs an app's tasks until stopped. One object is one run."""
+
+    def __init__(self, app: CloudQ, options: WorkerOptions | None = None) -> None:
+        app.load()
+        self.app = app
+        self.options = options or WorkerOptions()
+        if self.options.concurrency < 1 or self.options.processes < 0:
+            raise ConfigError("a worker needs a concurrency of 1 or more, and processes of 0 or more")
+        self.queues = dict(self.options.queues) or dict.fromkeys(app.queues, 1)
+        if bad := [name for name, weight in self.queues.items() if weight < 1]:
+            raise ConfigError(f"the weight of {', '.join(bad)} must be 1 or more")
+        self.runner = Runner(app)
+        self.reason = StopReason.ASKED
+        self.handled = 0
+        """Outcomes made durable so far."""
+        self._size = self.options.processes or self.options.concurrency
+        self._local = app.broker.limits.local
+        self._flights: set[Flight] = set()
+        self._completed: deque[tuple[Flight, Outcome]] = deque()
+        self._woken = False
+        self._stopping: asyncio.Event | None = None
+        self._lost_slots = 0
+        self._started_tasks = 0
+        self._background: set[asyncio.Task[Any]] = set()
+        self._future: Future[None] | None = None
+        self._ready = Future[None]()
+
+    # ------------------------------------------------------------------ from outside
+
+    def start(self) -> None:
+        """Begin in the background and return once it receives; for ``dev`` and for tests. Raises ConfigError for missing queues."""
+        self._future = self.app.io.submit(self._main())
+        self._future.add_done_callback(self._ended)
+        self._ready.result()
+
+    def _ended(self, future: Future[None]) -> None:
+        if not self._ready.done():
+            error = future.exception() if not future.cancelled() else None
+            self._ready.set_exception(error or ConfigError("the worker ended before it was ready"))
+
+    def stop(self) -> None:
+        """Ask it to end gracefully; from any thread. Nothing is lost, whatever runs."""
+        if self.app.io.running:
+            self.app.io.loop.call_soon_threadsafe(self._ask_stop, StopReason.ASKED)
+
+    def join(self, timeout: float | None = None) -> StopReason:
+        """Wait until it has ended; raises what it failed with, or TimeoutError."""
+        assert self._future is not None, "start() comes first"
+        self._future.result(timeout)
+        return self.reason
+
+    def run(self) -> StopReason:
+        """Work in the main thread's stead until SIGTERM or SIGINT; a second signal ends the process at once.
+
+        Nothing is lost by either: what was not settled is delivered again.
+        """
+        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            self.start()
+            assert self._future is not None
+            while not self._future.done():
+                try:
+                    self._future.result(0.5)
+                except TimeoutError:
+                    continue
+            return self.join()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._stopping is not None and self._stopping.is_set():
+            os.write(2, b"cloudq: second signal, ending now; unsettled messages will be delivered again\n")
+            os._exit(128 + number)
+        self.stop()
+
+    # ------------------------------------------------------------------ the run, on the I/O loop
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        await self._check_queues()
+        options, limits = self.options, self.app.broker.limits
+        self._slots = Slots(self._size, self.queues)
+        self._threads = ThreadExecutor(self.runner, self._size, self._complete)
+        self._tasks = LoopExecutor(self.runner, self._complete)
+        self._children = ProcessExecutor(self.runner, options.processes, self._complete, max_tasks=options.max_tasks) if options.processes else None
+        self._ackers = {
+            queue: Coalescer(self._acking, count=limits.batch, linger=ACK_LINGER, eager=False) for queue in self.queues
+        }
+        wait = 0.0 if options.drain or options.once else min(options.wait, 1.0) if self._size < len(self.queues) else options.wait
+        self._pollers = {
+            queue: Poller(self.app.broker, queue, self._slots, self._accept, alone=len(self.queues) == 1, wait=max(wait, 0.1) if options.drain else wait)
+            for queue in self.queues
+        }
+        if self._children is not None:
+            await self._children.start()
+        receiving = [self._spawn(poller.run()) for poller in self._pollers.values()]
+        keeping = [self._spawn(self._keep_leases()), self._spawn(self._watch())]
+        signals.worker_ready.send("worker", worker=self)
+        self._ready.set_result(None)
+        logger.info("ready: %s, %d at once, queues %s", self.app.name, self._size, ", ".join(self.queues))
+        try:
+            await self._stopping.wait()
+            await self._wind_down(receiving)
+        finally:
+            for task in (*receiving, *keeping):
+                task.cancel()
+            await asyncio.gather(*receiving, *keeping, return_exceptions=True)
+            for executor in self._executors():
+                executor.close()
+            signals.worker_shutdown.send("worker", worker=self)
+            logger.info("ended (%s) after %d messages", self.reason.value, self.handled)
+
+    async def _check_queues(self) -> None:
+        """Say at the start what is missing, rather than fail message by message."""
+        missing: list[str] = []
+        for queue in self.queues:
+            for name in (queue, self.app.dead_letter_queue(queue)):
+                try:
+                    await self.app.broker.stats(name)
+                except QueueNotFound:
+                    missing.append(name)
+                except BrokerError as error:
+                    logger.warning("queue %r could not be checked: %s", name, error)
+        if missing:
+            raise ConfigError(
+                f"the broker has no queue {', '.join(map(repr, missing))}; create it (cloudq never does at run time) or name the queues to work on"
+            )
+
+    def _executors(self) -> list[Executor]:
+        return [self._threads, self._tasks, *([self._children] if self._children is not None else [])]
+
+    def _spawn(self, call: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = self._loop.create_task(call)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    def _ask_stop(self, reason: StopReason) -> None:
+        if self._stopping is not None and not self._stopping.is_set():
+            self.reason = reason
+            self._stopping.set()
+
+    # ------------------------------------------------------------------ in
+
+    def _accept(self, deliveries: Sequence[Delivery]) -> None:
+        """Take over what was received: each holds one slot until its outcome is durable."""
+        stopping = self._stopping is not None and self._stopping.is_set()
+        store, admit = self.app.store, self.runner.admit
+        for delivery in deliveries:
+            flight = Flight(admit(delivery))
+            self._flights.add(flight)
+            if stopping:
+                self._spawn(self._give_back([flight]))
+            elif flight.job.outcome is not None:
+                self._conclude(flight, flight.job.outcome, hooks=True)
+            elif store is not None:
+                self._spawn(self._claim(flight))
+            else:
+                self._execute(flight)
+        if self.options.once:
+            self._ask_stop(StopReason.DRAINED)
+
+    async def _claim(self, flight: Flight) -> None:
+        job = flight.job
+        await self.runner.claim(job, lease=self.app.broker.limits.lease)
+        if flight not in self._flights:  # given back meanwhile
+            if job.claim is not None:
+                await job.claim.release()
+        elif job.outcome is not None:
+            self._conclude(flight, job.outcome)
+        else:
+            if job.claim is not None and job.request is not None:
+                job.request.report = lambda state, meta: self._report(flight, state, meta)
+            self._execute(flight)
+
+    def _execute(self, flight: Flight) -> None:
+        job = flight.job
+        assert job.task is not None
+        self._started_tasks += 1
+        if self._children is not None:
+            self._children.submit(flight)  # it keeps the time limit itself, from when the child begins
+        elif job.task.is_async:
+            self._tasks.submit(flight)
+            if job.timeout is not None:
+                self._loop.call_later(job.timeout + OVERRUN, self._overran, flight)
+        else:
+            self._threads.submit(flight)
+            if job.timeout is not None:
+                self._loop.call_later(job.timeout, self._overran, flight)
+        if self.options.max_tasks is not None and not self.options.processes and self._started_tasks >= self.options.max_tasks:
+            self._ask_stop(StopReason.RECYCLE)
+
+    def _overran(self, flight: Flight) -> None:
+        """A thread cannot be stopped: settle without it. Its slot is lost until it returns by itself."""
+        if flight.concluded or flight not in self._flights:
+            return
+        flight.slot_lost = True
+        self._lost_slots += 1
+        logger.error("%s ran over its %g s and cannot be stopped; its slot is lost until it returns", flight.job.label, flight.job.timeout)
+        self._conclude(flight, self.runner.timed_out(flight.job), hooks=True)
+        if self._lost_slots * 2 >= self._size:
+            logger.error("%d of %d slots are lost to tasks over their time limit: recycling this process", self._lost_slots, self._size)
+            self._ask_stop(StopReason.RECYCLE)
+
+    def _report(self, flight: Flight, state: str, meta: Any) -> None:
+        """Progress, from the task's thread: the latest counts, and the task does not wait for the store."""
+        flight.progress = (state, meta)
+        self._loop.call_soon_threadsafe(self._note_progress, flight)
+
+    def _note_progress(self, flight: Flight) -> None:
+        if not flight.reporting and flight.progress is not None and not flight.concluded:
+            flight.reporting = True
+            self._spawn(self._write_progress(flight))
+
+    async def _write_progress(self, flight: Flight) -> None:
+        claim = flight.job.claim
+        try:
+            while claim is not None and not flight.concluded and (progress := flight.progress) is not None:
+                flight.progress = None
+                await claim.report(*progress)
+        except (StoreError, LeaseLost) as error:
+            logger.warning("%s: its progress could not be recorded: %s", flight.job.label, error)
+        finally:
+            flight.reporting = False
+
+    # ------------------------------------------------------------------ out
+
+    def _complete(self, flight: Flight, outcome: Outcome) -> None:
+        """From any thread: hand an outcome to the I/O loop, waking it once for many."""
+        self._completed.append((flight, outcome))
+        if not self._woken:
+            self._woken = True
+            self._loop.call_soon_threadsafe(self._collect)
+
+    def _collect(self) -> None:
+        self._woken = False
+        completed = self._completed
+        while completed:
+            flight, outcome = completed.popleft()
+            if flight.job.task is not None and not flight.job.task.is_async:
+                self._threads.finished()
+            if flight.slot_lost:
+                flight.slot_lost = False
+                self._lost_slots -= 1
+                self._slots.give(1)
+            elif flight in self._flights and not flight.concluded:
+                self._conclude(flight, outcome)
+
+    def _conclude(self, flight: Flight, outcome: Outcome, *, hooks: bool = False) -> None:
+        """The outcome is known: make it durable, then let the slot and the delivery go."""
+        flight.concluded = True
+        if task_logger.isEnabledFor(logging.INFO):
+            _log(flight, outcome)
+        if hooks and self.app.hooks.on_dead and isinstance(outcome, Dead):
+            self._threads.call(lambda: self.runner.notify(flight.job, outcome))
+        if is_settled(flight.job, outcome):
+            self._settled(flight, Verdict.ACK)
+        else:
+            self._spawn(self._settle(flight, outcome))
+
+    async def _settle(self, flight: Flight, outcome: Outcome) -> None:
+        job = flight.job
+        if flight.lost and job.claim is None and not isinstance(outcome, Done):
+            self._settled(flight, Verdict.KEEP)  # the delivery is somebody else's, and with it what is to be done
+            return
+        for attempt in range(SETTLE_TRIES):
+            try:
+                verdict = await settle(self.app, job, outcome)
+            except (BrokerError, StoreError, TimeoutError) as error:
+                logger.warning("%s: its outcome could not be made durable (try %d): %s", job.label, attempt + 1, error)
+                await asyncio.sleep(0.2 * 2**attempt)
+            except Exception:
+                logger.exception("%s: its outcome could not be made durable", job.label)
+                break
+            else:
+                self._settled(flight, verdict)
+                return
+        logger.error("%s is left to its lease: it will be delivered again", job.label)
+        self._settled(flight, Verdict.KEEP)
+
+    def _settled(self, flight: Flight, verdict: Verdict) -> None:
+        self.handled += 1
+        if not flight.slot_lost:
+            self._slots.give(1)
+        if verdict is Verdict.KEEP:
+            self._flights.discard(flight)
+        else:
+            self._ackers[flight.job.delivery.queue].add(flight)
+
+    async def _acking(self, flights: Sequence[Flight]) -> None:
+        """Ack a batch of one queue; a failed entry is tried again alone. At worst it is delivered again."""
+        left = list(flights)
+        for attempt in range(3):
+            try:
+                answers: Sequence[SettleError | None] = await self.app.broker.ack([flight.job.delivery for flight in left])
+            except BrokerError as error:
+                logger.warning("acking %d messages failed: %s", len(left), error)
+            else:
+                for flight, answer in zip(left, answers, strict=True):
+                    if isinstance(answer, LeaseLost):
+                        logger.warning("%s was done, but its lease had ended: it may run again", flight.job.label)
+                left = [flight for flight, answer in zip(left, answers, strict=True) if answer is not None and answer.retryable]
+            if not left:
+                break
+            await asyncio.sleep(0.1 * 2**attempt)
+        self._flights.difference_update(flights)
+
+    # ------------------------------------------------------------------ meanwhile
+
+    async def _keep_leases(self) -> None:
+        """Extend what is held, well before it ends; a third of a lease is time for two more tries."""
+        limits, clock = self.app.broker.limits, self.app.clock
+        interval = max(limits.lease / 6, 0.05)
+        while True:
+            await clock.sleep(interval)
+            try:
+                horizon = clock.time() + limits.lease * 2 / 3
+                due: dict[str, list[Flight]] = {}
+                for flight in self._flights:
+                    if not flight.lost and flight.job.delivery.lease_until < horizon:
+                        due.setdefault(flight.job.delivery.queue, []).append(flight)
+                batches = [flights[at : at + limits.batch] for flights in due.values() for at in range(0, len(flights), limits.batch)]
+                await asyncio.gather(*(self._extend(batch) for batch in batches))
+            except Exception:
+                logger.exception("extending leases failed in an unforeseen way")
+
+    async def _extend(self, flights: Sequence[Flight]) -> None:
+        lease = self.app.broker.limits.lease
+        try:
+            answers = await self.app.broker.extend([flight.job.delivery for flight in flights], lease)
+        except BrokerError as error:
+            logger.warning("extending %d leases failed, trying again: %s", len(flights), error)
+            return
+        for flight, answer in zip(flights, answers, strict=True):
+            if isinstance(answer, LeaseLost):
+                if flight in self._flights and not flight.concluded:
+                    logger.error("%s: its lease was lost while it ran; it may be running elsewhere too", flight.job.label)
+                flight.lost = True
+        await asyncio.gather(*(self._renew(flight) for flight in flights if not flight.lost and not flight.concluded))
+
+    async def _renew(self, flight: Flight) -> None:
+        claim = flight.job.claim
+        if claim is None:
+            return
+        try:
+            await claim.renew(self.app.clock.time() + self.app.broker.limits.lease)
+        except LeaseLost:
+            flight.lost = True
+            logger.error("%s: its claim was lost while it ran; its result will be discarded", flight.job.label)
+        except StoreError as error:
+            logger.warning("%s: its claim could not be renewed, trying again: %s", flight.job.label, error)
+
+    async def _watch(self) -> None:
+        """Say by the health file that receives go on, and end a drain once nothing is left."""
+        options = self.options
+        while True:
+            if options.health_file is not None and all(poller.healthy for poller in self._pollers.values()):
+                await asyncio.to_thread(_touch, options.health_file)
+            if options.drain:
+                await asyncio.sleep(0.05)
+                if not self._flights and all(poller.empty for poller in self._pollers.values()):
+                    self._ask_stop(StopReason.DRAINED)
+            else:
+                await asyncio.sleep(2.0)
+
+    # ------------------------------------------------------------------ the end
+
+    async def _wind_down(self, receiving: Sequence[asyncio.Task[Any]]) -> None:
+        """Give back what has not started, let finish what runs, give back the rest; receives still out give back what they bring."""
+        logger.info("stopping (%s): %d in flight", self.reason.value, len(self._flights))
+        if not self.options.once:
+            await self._give_back([flight for executor in self._executors() for flight in executor.withdraw()])
+            await self._give_back([flight for flight in self._flights if not flight.started and not flight.concluded and self._idle(flight)])
+        deadline = time.monotonic() + self.options.grace
+        await self._until(lambda: not self._open(), deadline)
+        if self._open():
+            for executor in self._executors():
+                executor.cancel()
+            logger.warning("%d tasks did not end within %.0f s: they are given back", len(self._open()), self.options.grace)
+            await self._until(lambda: not self._open(), time.monotonic() + 1.0)
+            await self._give_back(self._open())
+        for task in receiving:
+            task.cancel()
+        await asyncio.gather(*receiving, return_exceptions=True)
+        await asyncio.gather(*(acker.drain() for acker in self._ackers.values()))
+
+    def _idle(self, flight: Flight) -> bool:
+        """Whether it waits for its claim, and no executor has it."""
+        return flight.job.claim is None and self.app.store is not None
+
+    def _open(self) -> list[Flight]:
+        """Flights whose outcome is not durable yet."""
+        waiting = {id(flight) for acker in self._ackers.values() for flight in acker.pending}
+        return [flight for flight in self._flights if id(flight) not in waiting]
+
+    async def _until(self, done: Callable[[], bool], deadline: float) -> None:
+        while not done() and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+
+    async def _give_back(self, flights: Sequence[Flight]) -> None:
+        """Make deliveries available to others at once."""
+        self._flights.difference_update(flights)
+        by_queue: dict[str, list[Flight]] = {}
+        for flight in flights:
+            by_queue.setdefault(flight.job.delivery.queue, []).append(flight)
+            if flight.job.claim is not None:
+                try:
+                    await flight.job.claim.release()
+                except (StoreError, LeaseLost) as error:
+                    logger.warning("%s: its claim could not be released: %s", flight.job.label, error)
+        size = self.app.broker.limits.batch
+        for group in by_queue.values():
+            for at in range(0, len(group), size):
+                try:
+                    await self.app.broker.extend([flight.job.delivery for flight in group[at : at + size]], 0)
+                except BrokerError as error:
+                    logger.warning("giving back failed; they come back when their leases end: %s", error)
+        self._slots.give(len(flights))
+
+
+def _log(flight: Flight, outcome: Outcome) -> None:
+    job = flight.job
+    took = time.monotonic() - flight.began
+    fields = {
+        "task": job.message.task if job.message else None,
+        "task_id": job.message.id if job.message else None,
+        "queue": job.delivery.queue,
+        "attempt": job.message.attempt if job.message else None,
+        "outcome": type(outcome).__name__.lower(),
+        "duration": round(took, 4),
+    }
+    match outcome:
+        case Done():
+            said = "done"
+        case Again(delay, error):
+            said = f"again in {delay:.1f} s after {error.type}"
+        case Later(delay, why):
+            said = f"later, in {delay:.1f} s: {why}"
+        case Dead(reason):
+            said = f"dead: {reason}"
+        case Dropped(why):
+            said = f"dropped: {why}"
+    task_logger.info("%s %s (%.3f s)", job.label, said, took, extra={"cloudq": fields})
+
+
+def _touch(path: Path) -> None:
+    path.touch()
+
+

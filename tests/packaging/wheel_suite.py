@@ -1,0 +1,34 @@
+"""Runs parts of the suite on the built wheel, away from the checkout: ``python -m tests.packaging.wheel_suite unit conformance``."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.packaging.installs import ROOT, build_wheel, install
+
+
+def main(parts: list[str]) -> int:
+    """Build, install, copy the tests away and run them; returns pytest's exit code."""
+    with tempfile.TemporaryDirectory(prefix="cloudq-wheel-") as name:
+        folder = Path(name)
+        environment = install(folder, str(build_wheel(folder)))
+        tests = environment.cwd / "tests"
+        tests.mkdir()
+        for file in (ROOT / "tests").glob("*.py"):
+            shutil.copy(file, tests)
+        for part in parts:
+            shutil.copytree(ROOT / "tests" / part, tests / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", environment.cwd)  # pytest's settings: warnings are errors here too
+        where = environment.python("import cloudq; print(cloudq.__file__)").strip()
+        assert Path(where).is_relative_to(folder), f"the tests would run on {where}, which is not the installed wheel"
+        print(f"testing {where}", flush=True)
+        command = [str(environment.bin / "python"), "-m", "pytest", "-q", *(f"tests/{part}" for part in parts)]
+        return subprocess.run(command, cwd=environment.cwd, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
