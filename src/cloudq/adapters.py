@@ -99,9 +99,7 @@ def find(scheme: str) -> Adapter:
         try:
             loaded = entry.load()
         except ModuleNotFoundError as error:
-            raise AdapterMissing(
-                f"{scheme}:// needs the package {error.name!r}, which is not installed: {_install(scheme)}"
-            ) from error
+            raise AdapterMissing(f"{scheme}:// needs the package {error.name!r}, which is not installed: {_install(scheme)}") from error
         if not isinstance(loaded, Adapter):
             raise ConfigError(f"the entry point {entry.value} for {scheme}:// is no cloudq.adapters.Adapter")
         return loaded

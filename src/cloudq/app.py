@@ -8,7 +8,7 @@ import importlib.util
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any, ClassVar, Literal, TypeVar, Unpack, cast, overload
 
 from cloudq import adapters, calls, records, signals
+from cloudq import result as results
 from cloudq.broker import Broker, CreatesQueues
 from cloudq.calls import Prepared
 from cloudq.clock import Clock, SystemClock
@@ -24,7 +25,6 @@ from cloudq.errors import BatchSendError, ConfigError, DuplicateTask, StoreError
 from cloudq.io import IOThread, drive
 from cloudq.message import Message, decode, parse
 from cloudq.middleware import Hooks, Middleware, call_quietly
-from cloudq.result import AsyncResult
 from cloudq.sending import Sender
 from cloudq.signature import CallOptions, Signature
 from cloudq.store import Store
@@ -34,7 +34,7 @@ from cloudq.timer import Timer
 T = TypeVar("T")
 logger = logging.getLogger("cloudq")
 
-EagerHost = Callable[["CloudQ", Task[..., Any], Sequence[Any], Mapping[str, Any], CallOptions], AsyncResult[Any]]
+EagerHost = Callable[["CloudQ", Task[..., Any], Sequence[Any], Mapping[str, Any], CallOptions], results.AsyncResult[Any]]
 
 
 @dataclass(slots=True)
@@ -71,6 +71,8 @@ class CloudQ:
         if not name or not name.isprintable():
             raise ConfigError("an app needs a name: CloudQ('shop', …)")
         self.name = name
+        self.reference: str | None = None
+        """Where it was found by name, ``module:attribute``; child processes load it from there."""
         self.conf = Config.of(settings)
         self.clock: Clock = clock or SystemClock()
         self.tasks: dict[str, Task[..., Any]] = {}
@@ -79,22 +81,22 @@ class CloudQ:
         self._given = {"broker": broker, "store": store, "timer": timer}
         self._broker: Broker | None = None
         self._store: Store | None = None
+        self._store_known = False
         self._timer: Timer | None = None
         self._sender: Sender | None = None
         self._opened = threading.RLock()
         self._include = list(include)
         self._middleware = list(middleware)
         self._hooks: Hooks | None = None
-        self._hooks_epoch = -1
+        self._hooks_epoch: int = -1
         self._batch: ContextVar[_Batch | None] = ContextVar(f"cloudq_batch_{name}", default=None)
         self.io.at_close(self._close_seams)
         self.io.after_fork(self._after_fork)
         self.declare_queue(self.conf.default_queue)
         for queue in queues:
             self.declare_queue(queue)
-        routes = self.conf.task_routes
-        for target in routes.values() if isinstance(routes, Mapping) else ():
-            self.declare_queue(target if isinstance(target, str) else target["queue"])
+        for queue in self.conf.routed_queues():
+            self.declare_queue(queue)
 
     def __repr__(self) -> str:
         return f"<CloudQ {self.name}: {len(self.tasks)} tasks>"
@@ -102,13 +104,13 @@ class CloudQ:
     # ------------------------------------------------------------------ tasks
 
     @overload
-    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]
     @overload
     def task(self, function: Callable[P, R], /) -> SyncTask[P, R]: ...
     @overload
-    def task(self, *, bind: Literal[True], **options: Unpack[TaskOptions]) -> BoundDecorator: ...
+    def task(self, /, *, bind: Literal[True], **options: Unpack[TaskOptions]) -> BoundDecorator: ...
     @overload
-    def task(self, *, bind: Literal[False] = False, **options: Unpack[TaskOptions]) -> Decorator: ...
+    def task(self, /, *, bind: Literal[False] = False, **options: Unpack[TaskOptions]) -> Decorator: ...
     def task(self, function: Callable[..., Any] | None = None, /, *, bind: bool = False, **options: Unpack[TaskOptions]) -> Any:
         """Make a function a task of this app: ``@app.task`` or ``@app.task(queue="emails", retry=Retry(...))``.
 
@@ -116,7 +118,11 @@ class CloudQ:
         """
         if function is not None:
             return self.add(make_task(function, bind=bind, options=options, app=self))
-        return lambda decorated: self.add(make_task(decorated, bind=bind, options=options, app=self))  # type: ignore[no-any-return]
+
+        def decorate(decorated: Callable[..., Any]) -> Task[..., Any]:
+            return self.add(make_task(decorated, bind=bind, options=options, app=self))
+
+        return decorate
 
     def add(self, task: Task[P, R]) -> Task[P, R]:
         """Register a task made by ``cloudq.task``; returns the one that belongs to this app."""
@@ -209,11 +215,12 @@ class CloudQ:
     @property
     def store(self) -> Store | None:
         """The store, opened on first use; ``None`` where none is set."""
-        if self._store is None:
-            given = self._given["store"] or os.environ.get("CLOUDQ_STORE")
+        if not self._store_known:
             with self._opened:
+                given = self._given["store"] or os.environ.get("CLOUDQ_STORE")
                 if given is not None and self._store is None:
                     self._store = adapters.open_store(given, self._context()) if isinstance(given, str) else cast("Store", given)
+                self._store_known = True
         return self._store
 
     @property
@@ -289,19 +296,25 @@ class CloudQ:
 
     # ------------------------------------------------------------------ sending
 
-    def send_call(self, task: Task[..., R], args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions | None) -> AsyncResult[R]:
+    def send_call(
+        self, task: Task[..., R], args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions | None
+    ) -> results.AsyncResult[R]:
         """What ``task.delay`` and its kin do."""
         if self.conf.task_always_eager:
             return self.run_eagerly(task, args, kwargs, options or CallOptions())
         return self._dispatch(calls.prepare(self, task.name, task, args, kwargs, options))
 
-    async def asend_call(self, task: Task[..., R], args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions | None) -> AsyncResult[R]:
+    async def asend_call(
+        self, task: Task[..., R], args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions | None
+    ) -> results.AsyncResult[R]:
         """What ``task.adelay`` does."""
         if self.conf.task_always_eager:
             return self.run_eagerly(task, args, kwargs, options or CallOptions())
         return await self._adispatch(calls.prepare(self, task.name, task, args, kwargs, options))
 
-    def send_task(self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]) -> AsyncResult[Any]:
+    def send_task(
+        self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]
+    ) -> results.AsyncResult[Any]:
         """Call a task by name, without its code: arguments are then plain JSON values, checked only where it runs."""
         task = self.tasks.get(name)
         if task is not None:
@@ -310,22 +323,22 @@ class CloudQ:
 
     async def asend_task(
         self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]
-    ) -> AsyncResult[Any]:
+    ) -> results.AsyncResult[Any]:
         """``send_task`` for a coroutine."""
         task = self.tasks.get(name)
         if task is not None:
             return await self.asend_call(task, args, kwargs or {}, options)
         return await self._adispatch(calls.prepare(self, name, None, args, kwargs or {}, options))
 
-    def send_signature(self, signature: Signature[R]) -> AsyncResult[R]:
+    def send_signature(self, signature: Signature[R]) -> results.AsyncResult[R]:
         """What ``signature.delay`` does."""
         return self.send_task(signature.task, signature.args, signature.kwargs, **signature.options)
 
-    async def asend_signature(self, signature: Signature[R]) -> AsyncResult[R]:
+    async def asend_signature(self, signature: Signature[R]) -> results.AsyncResult[R]:
         """What ``signature.adelay`` does."""
         return await self.asend_task(signature.task, signature.args, signature.kwargs, **signature.options)
 
-    def send_many(self, signatures: Iterable[Signature[R]]) -> list[AsyncResult[R]]:
+    def send_many(self, signatures: Iterable[Signature[R]]) -> list[results.AsyncResult[R]]:
         """Send many calls in full batches: ``app.send_many(add.s(i, i) for i in range(10_000))``; returns their results in order.
 
         Every call is checked before the first is sent. Raises BatchSendError where some were not accepted, naming which.
@@ -335,14 +348,14 @@ class CloudQ:
         prepared = [self._prepare_signature(each) for each in signatures]
         return self._dispatch_many(prepared)
 
-    async def asend_many(self, signatures: Iterable[Signature[R]]) -> list[AsyncResult[R]]:
+    async def asend_many(self, signatures: Iterable[Signature[R]]) -> list[results.AsyncResult[R]]:
         """``send_many`` for a coroutine."""
         if self.conf.task_always_eager:
             return [self.send_signature(each) for each in signatures]
         return await self._adispatch_many([self._prepare_signature(each) for each in signatures])
 
     @contextmanager
-    def batch(self) -> Iterator[None]:
+    def batch(self) -> Generator[None, None, None]:
         """Hold the calls inside the block back and send them together at its end: ``with app.batch(): ...``.
 
         Calls are checked at once, and their results can be kept. Leaving the block by an exception sends nothing; otherwise
@@ -360,7 +373,7 @@ class CloudQ:
         self._dispatch_many(batch.calls)
 
     @asynccontextmanager
-    async def abatch(self) -> AsyncIterator[None]:
+    async def abatch(self) -> AsyncGenerator[None, None]:
         """``batch`` for a coroutine: ``async with app.abatch(): ...``."""
         if self._batch.get() is not None:
             yield
@@ -373,14 +386,17 @@ class CloudQ:
             self._batch.reset(token)
         await self._adispatch_many(batch.calls)
 
-    def result(self, id: str) -> AsyncResult[Any]:
+    def result(self, id: str) -> results.AsyncResult[Any]:
         """The result of a call by its task id."""
-        return AsyncResult(id, self)
+        return results.AsyncResult(id, self)
 
-    AsyncResult = result
-    """Celery's spelling: ``app.AsyncResult(id)``."""
+    def AsyncResult(self, id: str) -> results.AsyncResult[Any]:
+        """Celery's spelling of ``result``."""
+        return self.result(id)
 
-    def run_eagerly(self, task: Task[..., R], args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions) -> AsyncResult[R]:
+    def run_eagerly(
+        self, task: Task[..., R], args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions
+    ) -> results.AsyncResult[R]:
         """Run a call here and now, through codec and runner."""
         return type(self).eager_host(self, task, args, kwargs, options)
 
@@ -404,10 +420,10 @@ class CloudQ:
         batch.calls.append(prepared)
         return True
 
-    def _dispatch(self, prepared: Prepared) -> AsyncResult[Any]:
+    def _dispatch(self, prepared: Prepared) -> results.AsyncResult[Any]:
         if not self._held_back(prepared):
             self._send(prepared)
-        return AsyncResult(prepared.id, self)
+        return results.AsyncResult(prepared.id, self)
 
     def _send(self, prepared: Prepared) -> None:
         self.sender.send(prepared.queue, prepared.outgoing, prepared.id)
@@ -419,7 +435,7 @@ class CloudQ:
         if self.hooks.after_send:
             call_quietly(self.hooks.after_send, _message(prepared), prepared.queue)
 
-    async def _adispatch(self, prepared: Prepared) -> AsyncResult[Any]:
+    async def _adispatch(self, prepared: Prepared) -> results.AsyncResult[Any]:
         if not self._held_back(prepared):
             await self.sender.asend(prepared.queue, prepared.outgoing, prepared.id)
             if self.store is not None and self._tracked(prepared):
@@ -429,16 +445,16 @@ class CloudQ:
                     logger.warning("task %s: QUEUED could not be recorded", prepared.id, exc_info=True)
             if self.hooks.after_send:
                 call_quietly(self.hooks.after_send, _message(prepared), prepared.queue)
-        return AsyncResult(prepared.id, self)
+        return results.AsyncResult(prepared.id, self)
 
-    def _dispatch_many(self, prepared: Sequence[Prepared]) -> list[AsyncResult[Any]]:
+    def _dispatch_many(self, prepared: Sequence[Prepared]) -> list[results.AsyncResult[Any]]:
         failed = self.sender.send_many([(each.queue, each.outgoing, each.id) for each in prepared])
         accepted = self._accepted(prepared, failed)
         if accepted:
             self.use_store(lambda store: self._record_many(store, accepted))
         return self._sent_many(prepared, failed)
 
-    async def _adispatch_many(self, prepared: Sequence[Prepared]) -> list[AsyncResult[Any]]:
+    async def _adispatch_many(self, prepared: Sequence[Prepared]) -> list[results.AsyncResult[Any]]:
         failed = await self.sender.asend_many([(each.queue, each.outgoing, each.id) for each in prepared])
         accepted = self._accepted(prepared, failed)
         if accepted:
@@ -451,18 +467,18 @@ class CloudQ:
             return []
         return [each for index, each in enumerate(prepared) if index not in failed and self._tracked(each)]
 
-    def _sent_many(self, prepared: Sequence[Prepared], failed: Mapping[int, Exception]) -> list[AsyncResult[Any]]:
+    def _sent_many(self, prepared: Sequence[Prepared], failed: Mapping[int, Exception]) -> list[results.AsyncResult[Any]]:
         if self.hooks.after_send:
             for index, each in enumerate(prepared):
                 if index not in failed:
                     call_quietly(self.hooks.after_send, _message(each), each.queue)
-        results: list[AsyncResult[Any]] = [AsyncResult(each.id, self) for each in prepared]
+        handles: list[results.AsyncResult[Any]] = [results.AsyncResult(each.id, self) for each in prepared]
         if failed:
             first = next(iter(failed.values()))
             raise BatchSendError(
-                f"{len(failed)} of {len(prepared)} messages were not accepted; the first: {first}", failed=failed, results=results
+                f"{len(failed)} of {len(prepared)} messages were not accepted; the first: {first}", failed=failed, results=handles
             ) from first
-        return results
+        return handles
 
     def _tracked(self, prepared: Prepared) -> bool:
         ignored = prepared.task is not None and prepared.task.settings.ignore_result

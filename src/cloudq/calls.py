@@ -71,14 +71,7 @@ def prepare(
     _lineage(fields)
     delay = _delay(options, now, name)
     _times(fields, options, task, now, name)
-    if headers := options.get("headers"):
-        fields["headers"] = dict(headers)
-    for option, key in (("ordering_key", "group"), ("tenant", "tenant"), ("ignore_result", "ignore_result")):
-        if option in options:
-            fields[key] = options[option]  # type: ignore[literal-required]
-    for key in ("link", "link_error"):
-        if key in options:
-            fields[key] = [signature_json(app, each) for each in _several(options[key])]  # type: ignore[literal-required]
+    _carried(fields, options, app)
     limits = app.broker.limits
     if delay > limits.delay or (delay and "ordering_key" in options and not limits.ordered_delay):
         fields["eta"] = round(now + delay, 3)
@@ -94,7 +87,11 @@ def prepare(
 def outgoing_of(message: Message, *, delay: float = 0.0) -> Outgoing:
     """A message as the broker gets it."""
     return Outgoing(
-        body=message.encode(), delay=delay, group=message.group, dedup=message.dedup_id() if message.group is not None else None, tenant=message.tenant
+        body=message.encode(),
+        delay=delay,
+        group=message.group,
+        dedup=message.dedup_id() if message.group is not None else None,
+        tenant=message.tenant,
     )
 
 
@@ -131,19 +128,22 @@ def signature_json(app: CloudQ, signature: Signature[Any]) -> dict[str, Any]:
     timed: dict[str, Any] = {}
     _times(timed, options, task, 0.0, signature.task)
     fields.update(timed)  # "expires" is relative here: it counts from when the call is sent
-    for option, key in (("ordering_key", "group"), ("tenant", "tenant"), ("ignore_result", "ignore_result"), ("headers", "headers")):
-        if option in options:
-            fields[key] = options[option]  # type: ignore[literal-required]
-    for key in ("link", "link_error"):
-        if key in options:
-            fields[key] = [signature_json(app, each) for each in _several(options[key])]  # type: ignore[literal-required]
+    _carried(fields, options, app)
     return fields
 
 
 def linked_message(link: Mapping[str, Any], *, id: str, parent: Message, value: Any, now: float) -> tuple[str, Message, float]:
     """The call that a link makes: its queue, message and delay. ``value`` goes before the link's own arguments."""
     args = [*([] if link.get("immutable") else [value]), *link.get("args", ())]
-    fields: dict[str, Any] = {"v": VERSION, "id": id, "task": link["task"], "args": args, "sent": round(now, 3), "root": parent.root, "parent": parent.id}
+    fields: dict[str, Any] = {
+        "v": VERSION,
+        "id": id,
+        "task": link["task"],
+        "args": args,
+        "sent": round(now, 3),
+        "root": parent.root,
+        "parent": parent.id,
+    }
     for key in ("kwargs", "timeout", "group", "tenant", "ignore_result", "headers", "link", "link_error"):
         if key in link:
             fields[key] = link[key]
@@ -160,12 +160,27 @@ def _json(value: Any, name: str) -> str:
         return dumps(value)
     except (ValueError, TypeError, RecursionError) as error:
         raise ArgumentsError(
-            f"task {name!r}: the call cannot travel as JSON: {error}. Send plain values, or define the task here so that its type hints encode them", task=name
+            f"task {name!r}: the call cannot travel as JSON: {error}. "
+            "Send plain values, or register the task in this process: its type hints encode others",
+            task=name,
         ) from error
 
 
+def _carried(fields: dict[str, Any], options: CallOptions, app: CloudQ) -> None:
+    """The options that a message or a linked signature takes along as they are."""
+    if headers := options.get("headers"):
+        fields["headers"] = dict(headers)
+    for option, key in (("ordering_key", "group"), ("tenant", "tenant"), ("ignore_result", "ignore_result")):
+        if option in options:
+            fields[key] = cast("Mapping[str, Any]", options)[option]
+    for key in ("link", "link_error"):
+        if key in options:
+            linked = cast("Mapping[str, Any]", options)[key]
+            fields[key] = [signature_json(app, each) for each in _several(linked)]
+
+
 def _id(options: CallOptions, name: str) -> str:
-    id = options.get("task_id")
+    id = cast("object", options.get("task_id"))
     if id is None:
         return new_id()
     if not isinstance(id, str) or not id.isascii() or not id.isprintable() or " " in id or not 0 < len(id) <= MAX_ID:
@@ -187,7 +202,7 @@ def _delay(options: CallOptions, now: float, name: str) -> float:
     if len(given) > 1:
         raise DelayError(f"task {name!r}: give one of {', '.join(given)}, not {len(given)}")
     if given == ["eta"]:
-        return max(0.0, _instant(options["eta"], "eta", name) - now)
+        return max(0.0, _instant(options.get("eta"), "eta", name) - now)
     try:
         return seconds(cast("Any", options)[given[0]], given[0])
     except (ValueError, TypeError) as error:

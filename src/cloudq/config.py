@@ -78,12 +78,21 @@ class Config:
         target = routes.get(task)
         if target is None:
             target = next((routes[pattern] for pattern in routes if fnmatchcase(task, pattern)), None)
-        return target if target is None or isinstance(target, str) else target["queue"]
+        return None if target is None else _queue(target)
+
+    def routed_queues(self) -> list[str]:
+        """The queues that ``task_routes`` names, where it is no function."""
+        routes = self.task_routes
+        return [] if routes is None or callable(routes) else [_queue(target) for target in routes.values()]
 
     def dead_letter_queue(self, queue: str) -> str:
         """The dead-letter queue of a queue, by rule. FIFO names keep their ``.fifo``, as SQS asks."""
         stem, fifo = (queue.removesuffix(".fifo"), ".fifo") if queue.endswith(".fifo") else (queue, "")
         return f"{stem}{self.dead_letter_suffix}{fifo}"
+
+
+def _queue(target: str | Mapping[str, str]) -> str:
+    return target if isinstance(target, str) else target["queue"]
 
 
 _DURATIONS: Final = frozenset({"timeout", "result_expires", "send_timeout", "unknown_task_grace"})

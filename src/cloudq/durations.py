@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from datetime import timedelta
+from typing import cast
 
 Duration = float | int | timedelta | str
 
@@ -25,13 +26,14 @@ def seconds(value: Duration, what: str = "duration") -> float:
         result = float(value)
     elif isinstance(value, timedelta):
         result = value.total_seconds()
-    elif isinstance(value, str):
-        text = value.strip()
+    else:
+        given = cast("object", value)  # whatever the type hints say
+        if not isinstance(given, str):
+            raise TypeError(f"{what} must be seconds, a timedelta or text like '5m', not {type(given).__name__}")
+        text = given.strip()
         if not _WHOLE.fullmatch(text):
             raise ValueError(f"{what} {value!r} is not understood; write '30s', '5m', '1h30m', '3d', or seconds as a number")
         result = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
-    else:
-        raise TypeError(f"{what} must be seconds, a timedelta or text like '5m', not {type(value).__name__}")
     if not math.isfinite(result) or result < 0:
         raise ValueError(f"{what} must be a finite time of 0 s or more, not {value!r}")
     return result

@@ -34,15 +34,18 @@ def run(app: CloudQ, task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[
 
 def _run(app: CloudQ, queue: str, body: str) -> AsyncResult[Any]:
     runner = Runner(app)
-    for attempt in range(MAX_RUNS):
+    runs = 0
+    while True:
         job = runner.admit(Delivery(queue=queue, body=body, receipt=None, receives=1, received=app.clock.time()))
         outcome = _outcome(runner, job)
         if not isinstance(outcome, Again):
             break
+        runs += 1
+        if runs == MAX_RUNS:
+            outcome = Dead(f"it was still retrying after {MAX_RUNS} runs", outcome.error, states.FAILURE)
+            break
         assert job.message is not None
         body = job.message.next_attempt().encode()
-    else:
-        outcome = Dead(f"it was still retrying after {MAX_RUNS} runs", state=states.FAILURE)
     message = job.message
     assert message is not None
     document: dict[str, Any] = {"task": message.task, "attempt": message.attempt, "queue": queue, "finished": app.clock.time()}

@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from cloudq.errors import Closed, ConfigError
 
@@ -22,7 +22,7 @@ def drive(call: Coroutine[Any, Any, T]) -> T:
     try:
         call.send(None)
     except StopIteration as done:
-        return done.value  # type: ignore[no-any-return]
+        return cast("T", done.value)
     call.close()
     raise RuntimeError("a driver with limits.local suspended; only a receive that waits may")
 
@@ -140,13 +140,15 @@ class IOThread:
             self._loop, self._thread = loop, thread
             return loop
 
-    def _after_fork(self) -> None:
+    def forked(self) -> None:
+        """The process is a forked child: nothing of the parent's loop is here."""
         self._lock = threading.Lock()  # the old one may have been held by a thread that is not here
         self._loop = self._thread = None
         for forget in self._forgetters:
             forget()
 
-    def _at_exit(self) -> None:
+    def exiting(self) -> None:
+        """The interpreter is about to end."""
         self.close(timeout=5.0)
         self._closed = True
 
@@ -162,8 +164,8 @@ def _serve(loop: asyncio.AbstractEventLoop, started: threading.Event) -> None:
 
 def _refuse_uwsgi_without_threads() -> None:
     uwsgi = sys.modules.get("uwsgi")
-    options = getattr(uwsgi, "opt", None)
-    if isinstance(options, dict) and not (options.get("enable-threads") or options.get("threads")):
+    options: Any = getattr(uwsgi, "opt", None)
+    if options is not None and not (options.get("enable-threads") or options.get("threads")):
         raise ConfigError("uWSGI runs without threads, so cloudq's I/O thread would never run: add enable-threads = true")
 
 
@@ -172,12 +174,12 @@ _instances: weakref.WeakSet[IOThread] = weakref.WeakSet()
 
 def _after_fork() -> None:
     for instance in list(_instances):
-        instance._after_fork()
+        instance.forked()
 
 
 def _at_exit() -> None:
     for instance in list(_instances):
-        instance._at_exit()
+        instance.exiting()
 
 
 os.register_at_fork(after_in_child=_after_fork)

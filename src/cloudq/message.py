@@ -6,8 +6,8 @@ import base64
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from json import loads
-from typing import Any, Final, cast
+from json import JSONDecoder
+from typing import Any, Final, NoReturn, cast
 
 from cloudq.errors import DecodeError
 from cloudq.values import dumps
@@ -17,6 +17,10 @@ VERSION: Final = 1
 
 MAX_ID: Final = 128
 """Characters of a task id at most (SQS allows 128 in a deduplication id: AWS SendMessage)."""
+
+
+DEAD_ATTRIBUTE: Final = "cloudq-dead"
+"""Attribute with the reason, where a dead letter is too large to carry it in its body."""
 
 
 def new_id() -> str:
@@ -185,7 +189,14 @@ class Message:
     def revived(self) -> Message:
         """A dead letter as it runs again: a fresh budget of retries under the same id, with attempts that go on counting."""
         return self.copy(
-            dead=None, attempt=self.attempt + 1, first=self.attempt + 1, crashes=None, deferrals=None, unknown_since=None, eta=None, expires=None
+            dead=None,
+            attempt=self.attempt + 1,
+            first=self.attempt + 1,
+            crashes=None,
+            deferrals=None,
+            unknown_since=None,
+            eta=None,
+            expires=None,
         )
 
 
@@ -199,23 +210,56 @@ def _text(value: object) -> bool:
 
 
 def _count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53  # what every JSON reader keeps exactly
 
 
 def _instant(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e11 < value < 1e11
 
 
+def _limit(value: object) -> bool:
+    return _instant(value) and cast("float", value) >= 0
+
+
 def _object(value: object) -> bool:
     return isinstance(value, dict)
 
 
-def _signatures(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, dict) and "task" in item for item in cast("list[object]", value))
+def _array(value: object) -> bool:
+    return isinstance(value, list)
 
 
 def _flag(value: object) -> bool:
     return isinstance(value, bool)
+
+
+def _signatures(value: object) -> bool:
+    return isinstance(value, list) and all(map(_signature, cast("list[object]", value)))
+
+
+def _signature(value: object) -> bool:
+    if not isinstance(value, dict):
+        return False
+    link = cast("dict[str, object]", value)
+    return bool(link.get("task") and link.get("queue")) and all(_LINK[key](link[key]) for key in link.keys() & _LINK.keys())
+
+
+_LINK: Final[Mapping[str, Callable[[object], bool]]] = {
+    "task": _text,
+    "queue": _text,
+    "args": _array,
+    "kwargs": _object,
+    "immutable": _flag,
+    "delay": _limit,
+    "expires": _instant,
+    "timeout": _limit,
+    "group": _text,
+    "tenant": _text,
+    "headers": _object,
+    "ignore_result": _flag,
+    "link": _signatures,
+    "link_error": _signatures,
+}
 
 
 _KNOWN: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
@@ -228,7 +272,7 @@ _KNOWN: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
     "eta": (_instant, "a Unix time in seconds"),
     "expires": (_instant, "a Unix time in seconds"),
     "unknown_since": (_instant, "a Unix time in seconds"),
-    "timeout": (_instant, "seconds"),
+    "timeout": (_limit, "seconds"),
     "root": (_text, "a string"),
     "parent": (_text, "a string"),
     "group": (_text, "a string"),
@@ -241,29 +285,43 @@ _KNOWN: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
 }
 
 
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_decoder: Final = JSONDecoder(parse_constant=_no_constant)
+_scan: Final = cast("Callable[[str, int], tuple[object, int]]", _decoder.scan_once)  # type: ignore[attr-defined]
+
+
 def parse(body: str) -> dict[str, Any]:
     """Read a body as a JSON object, whatever its version; raises DecodeError."""
     try:
-        fields = loads(body)
+        fields, end = _scan(body, 0)  # decode without its search for white space around the value
+        if end == len(body):
+            return cast("dict[str, Any]", fields) if type(fields) is dict else _not_an_object(fields)
+    except (StopIteration, ValueError, RecursionError):
+        pass  # decode decides, and says why
+    try:
+        fields = _decoder.decode(body)
     except (ValueError, RecursionError) as error:  # also integers over Python's limit of digits
         raise DecodeError(f"the body is not JSON: {type(error).__name__}") from None
-    if not isinstance(fields, dict):
-        raise DecodeError(f"the body is JSON, but a {type(fields).__name__} and not an object")
-    return cast("dict[str, Any]", fields)
+    return cast("dict[str, Any]", fields) if isinstance(fields, dict) else _not_an_object(fields)
+
+
+def _not_an_object(value: object) -> NoReturn:
+    raise DecodeError(f"the body is JSON, but a {type(value).__name__} and not an object")
 
 
 def decode(fields: dict[str, Any]) -> Message:
     """Check a parsed body against version 1; raises DecodeError that names the field, never its value."""
-    version = fields.get("v")
-    if version != VERSION or isinstance(version, bool):
+    version, id, task = fields.get("v"), fields.get("id"), fields.get("task")
+    if version != VERSION or type(version) is not int:
         if isinstance(version, int) and version > VERSION:
             raise DecodeError(f"the message has protocol version {version}, and this cloudq reads up to {VERSION}", newer=True)
         raise DecodeError('the body is no cloudq message: it has no "v" of 1')
-    id = fields.get("id")
-    if not isinstance(id, str) or not id.isascii() or not id.isprintable() or not 0 < len(id) <= MAX_ID:
+    if type(id) is not str or not id.isascii() or not id.isprintable() or not 0 < len(id) <= MAX_ID:
         raise DecodeError(f'"id" must be 1 to {MAX_ID} printable ASCII characters')
-    task = fields.get("task")
-    if not isinstance(task, str) or not task:
+    if type(task) is not str or not task:
         raise DecodeError('"task" must be a task\'s name')
     if not isinstance(fields.get("args", ()), (list, tuple)):
         raise DecodeError('"args" must be a list')
@@ -280,11 +338,24 @@ def decode(fields: dict[str, Any]) -> Message:
 
 
 def dead_letter(body: str, fields: dict[str, Any] | None, dead: dict[str, Any]) -> str:
-    """The body for the dead-letter queue: the message with a ``dead`` field, or a wrapper of the raw bytes where it is no JSON object."""
-    if fields is None:
-        raw = base64.b64encode(body.encode("utf-8", "surrogateescape" if not _lone_high(body) else "surrogatepass")).decode("ascii")
-        return dumps({"v": VERSION, "dead": {**dead, "raw": raw}})
-    return dumps({**fields, "dead": dead})
+    """The body for the dead-letter queue: the message with a ``dead`` field, or a wrapper of the raw bytes where that cannot be."""
+    if fields is not None and ("task" in fields or "dead" not in fields):
+        try:
+            return dumps({**fields, "dead": dead})
+        except ValueError:
+            pass  # what JSON can be read but not written: 1e999, nesting at Python's limit
+    return dumps({"v": VERSION, "dead": {**dead, "raw": _wrapped(body)}})
+
+
+def _wrapped(body: str) -> str:
+    """The body in base64; of a wrapper that was redriven and failed again, what it holds."""
+    try:
+        fields = parse(body)
+    except DecodeError:
+        fields = {}
+    if unwrap(fields) is not None:
+        return cast("str", fields["dead"]["raw"])
+    return base64.b64encode(body.encode("utf-8", "surrogateescape" if not _lone_high(body) else "surrogatepass")).decode("ascii")
 
 
 def unwrap(fields: dict[str, Any]) -> str | None:

@@ -39,7 +39,11 @@ async def revoke(store: Store, id: str, *, now: float, ttl: float) -> None:
     while True:
         if document is not None and document.value["state"] in states.TERMINAL:
             return
-        value = {**(document.value if document else {"task": "", "state": states.PENDING, "attempt": 0}), "revoked": True, "revoked_at": now}
+        value = {
+            **(document.value if document else {"task": "", "state": states.PENDING, "attempt": 0}),
+            "revoked": True,
+            "revoked_at": now,
+        }
         try:
             await store.put(KIND, id, value, expect=document.version if document else MISSING, ttl=ttl)
         except Conflict as conflict:
@@ -129,9 +133,9 @@ class Claim:
         await self.change(edit)
 
 
-async def claim(store: Store, message: Message, queue: str, *, owner: str, now: float, lease: float, ttl: float) -> Claim | Later | Dropped:
+async def claim(store: Store, message: Message, queue: str, *, owner: str, now: float, until: float, ttl: float) -> Claim | Later | Dropped:
     """Take the right to run an attempt: one conditional write, a second one where something is known of the task already."""
-    fresh = {**_identity(message, queue), "state": states.STARTED, "started": now, "owner": owner, "until": now + lease}
+    fresh = {**_identity(message, queue), "state": states.STARTED, "started": now, "owner": owner, "until": until}
     expect: Any = MISSING
     value: dict[str, Any] = fresh
     while True:
@@ -165,7 +169,7 @@ def _refusal(found: Document, message: Message, owner: str, now: float) -> Later
         return Dropped("it was revoked", state=states.REVOKED)
     until = document.get("until", 0.0)
     if attempt == message.attempt and until > now and document.get("owner") != owner:
-        return Later(min(until - now, 60.0) + 1.0, "another worker runs this attempt")
+        return Later(min(until - now, 60.0) + 0.1, "another worker runs this attempt")
     return None
 
 
@@ -177,7 +181,9 @@ def _identity(message: Message, queue: str) -> dict[str, Any]:
     return fields
 
 
-async def finish_unclaimed(store: Store, message: Message, queue: str, state: str, *, at: float, ttl: float, reason: str, error: Failure | None = None) -> None:
+async def finish_unclaimed(
+    store: Store, message: Message, queue: str, state: str, *, at: float, ttl: float, reason: str, error: Failure | None = None
+) -> None:
     """Write the terminal state of a message that never ran; the first terminal state wins."""
     ended: dict[str, Any] = {"state": state, "finished": at, "reason": reason}
     if error is not None:

@@ -10,7 +10,7 @@ from cloudq import records, states
 from cloudq.errors import ResultTimeout, TaskExpired, TaskFailed, TaskRevoked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from cloudq.app import CloudQ
     from cloudq.store import Store, Value
@@ -155,11 +155,11 @@ class AsyncResult(Generic[R]):
             task = self._app.tasks.get(document.get("task") or self._task or "")
             value = document.get("value")
             return cast("R", task.codec.decode_result(value) if task is not None and value is not None else value)
-        error = document.get("error") or {}
+        error = cast("Mapping[str, str]", document.get("error") or {})
         kind = _FAILED.get(state, TaskFailed)
         failure = kind(
-            error.get("type", state),
-            error.get("detail", document.get("reason", "")),
+            error.get("type") or state,
+            error.get("detail") or cast("str", document.get("reason", "")),
             task_id=self.id,
             traceback=error.get("traceback", ""),
         )
@@ -199,4 +199,3 @@ def _pauses() -> Iterator[float]:
     while True:
         yield pause
         pause = min(pause * 1.5, 1.0)
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from cloudq.durations import Duration, seconds
 
@@ -39,8 +40,8 @@ class Retry:
         object.__setattr__(self, "delay", seconds(self.delay, "Retry(delay)"))
         object.__setattr__(self, "max_delay", seconds(self.max_delay, "Retry(max_delay)"))
         for name in ("on", "never"):
-            kinds = getattr(self, name)
-            kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+            given: Any = getattr(self, name)
+            kinds: tuple[Any, ...] = tuple(given) if isinstance(given, tuple) else (given,)  # pyright: ignore[reportUnknownArgumentType]
             if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
                 raise TypeError(f"Retry({name}=…) takes exception classes, as in {name}=(ConnectionError,)")
             object.__setattr__(self, name, kinds)

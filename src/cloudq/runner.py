@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import logging
 import os
 import socket
@@ -22,7 +23,7 @@ from cloudq.errors import (
     StoreError,
     TimeLimitExceeded,
 )
-from cloudq.message import Message, decode, new_id, parse, unwrap
+from cloudq.message import DEAD_ATTRIBUTE, Message, decode, new_id, parse, unwrap
 from cloudq.middleware import call_quietly
 from cloudq.outcome import Again, Dead, Done, Dropped, Failure, Later, Outcome
 from cloudq.request import Request, current
@@ -53,6 +54,8 @@ class Job:
     request: Request | None = None
     timeout: float | None = None
     claim: records.Claim | None = None
+    recorded: bool = False
+    """The claim is held by another process, for which this one runs the task: its value is kept all the same."""
     outcome: Outcome | None = None
 
     @property
@@ -71,8 +74,8 @@ class Runner:
 
     def __init__(self, app: CloudQ) -> None:
         self.app = app
-        self.owner = f"{socket.gethostname()}:{os.getpid()}:{new_id()[:8]}"
-        """Names this host in claims."""
+        self._name = f"{socket.gethostname()}:{os.getpid()}:{new_id()[:8]}"
+        self._claims = itertools.count()
 
     # ------------------------------------------------------------------ may it run?
 
@@ -87,7 +90,7 @@ class Runner:
         except DecodeError as error:
             job.outcome = self._wait_for_deploy(job, str(error)) if error.newer else Dead(str(error))
             return job
-        if "dead" in fields:
+        if "dead" in fields or raw is not None or DEAD_ATTRIBUTE in delivery.attributes:
             message = message.revived()
         job.message = message
         conf = self.app.conf
@@ -126,16 +129,18 @@ class Runner:
             return Dead(reason)
         return Later(min(max(1.0, (now - since) / 2), 60.0, left), reason, {"unknown_since": round(since, 3)})
 
-    async def claim(self, job: Job, *, lease: float) -> None:
-        """Take the right to run the job for ``lease`` seconds, where the app has a store; sets ``job.outcome`` if it may not run."""
+    async def claim(self, job: Job) -> None:
+        """Take the right to run the job for as long as its delivery is ours, where the app has a store; sets ``job.outcome`` if it may not run.
+
+        Each claim has an owner of its own: a second delivery of what runs here already is refused like any other.
+        """
         store, message = self.app.store, job.message
         if store is None or message is None:
             return
-        now = self.app.clock.time()
+        owner = f"{self._name}:{next(self._claims)}"
+        now, until, ttl = self.app.clock.time(), job.delivery.lease_until, self.app.conf.result_expires
         try:
-            answer = await records.claim(
-                store, message, job.delivery.queue, owner=self.owner, now=now, lease=lease, ttl=self.app.conf.result_expires
-            )
+            answer = await records.claim(store, message, job.delivery.queue, owner=owner, now=now, until=until, ttl=ttl)
         except StoreError as error:
             logger.warning("%s waits: the store cannot be asked whether it may run: %s", job.label, error)
             job.outcome = Later(STORE_DOWN_DELAY, "the store could not be reached")
@@ -153,7 +158,7 @@ class Runner:
         try:
             args, kwargs = self._enter(job)
             value = job.task.call(args, kwargs)
-            outcome = self._done(job, value)
+            outcome: Outcome = self._done(job, value)
         except BaseException as error:
             outcome = self.failed(job, error)
         self._leave(job, outcome)
@@ -171,7 +176,7 @@ class Runner:
             async with limit:
                 args, kwargs = self._enter(job)
                 value = await job.task.call(args, kwargs)
-            outcome = self._done(job, value)
+            outcome: Outcome = self._done(job, value)
         except asyncio.CancelledError as error:
             if (own := asyncio.current_task()) is not None and own.cancelling():
                 raise  # the host gives up this run
@@ -209,8 +214,9 @@ class Runner:
     def _done(self, job: Job, value: object) -> Done | Dead:
         message, task = job.message, job.task
         assert message is not None and task is not None
-        wanted = message.link or (job.claim is not None or job.request is not None and job.request.is_eager) and not (
-            message.ignore_result or task.settings.ignore_result
+        wanted = message.link or (
+            (job.claim is not None or job.recorded or (job.request is not None and job.request.is_eager))
+            and not (message.ignore_result or task.settings.ignore_result)
         )
         if not wanted:
             return NOTHING
@@ -244,7 +250,8 @@ class Runner:
                 if wait is not None:
                     return Again(wait, Failure.of(error))
                 retried = isinstance(error, task.policy.on) and message.retries > 0
-                reason = f"out of retries ({message.retries})" if retried else "the task failed"
+                why = "it ran over its time limit" if isinstance(error, TimeLimitExceeded) else "the task failed"
+                reason = f"out of retries ({message.retries}): {why}" if retried else why
                 return Dead(reason, Failure.of(error), states.FAILURE)
             case _:  # SystemExit, KeyboardInterrupt raised by the task's own code, a stray CancelledError
                 return Dead("the task failed", Failure.of(error), states.FAILURE)

@@ -1,4 +1,4 @@
-"""Sends messages durably: concurrent calls are merged into full batches, failed entries are repeated alone, delays take the shortest way."""
+"""Sends messages durably: merges concurrent calls into full batches, repeats failed entries alone, takes the shortest way to a delay."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from cloudq.broker import Broker, Outgoing
 from cloudq.coalesce import IN_FLIGHT, Coalescer
-from cloudq.errors import BrokerError, BrokerUnavailable, DelayError, MessageTooLarge, QueueNotFound, SendError, SendUnknown
+from cloudq.errors import BrokerError, BrokerUnavailable, Closed, DelayError, MessageTooLarge, QueueNotFound, SendError, SendUnknown
 from cloudq.io import IOThread, drive
 
 if TYPE_CHECKING:
@@ -94,8 +95,15 @@ class Sender:
     def send(self, queue: str, outgoing: Outgoing, task_id: str) -> None:
         """Send and wait until durably accepted; from any thread but the I/O thread. Raises BrokerError or SendUnknown."""
         if self._at_once(outgoing):
-            _raise(drive(self._send_local(queue, [outgoing]))[0])
+            if not outgoing.delay:
+                try:
+                    if drive(self.broker.send(queue, (outgoing,)))[0] is None:
+                        return
+                except BrokerUnavailable:
+                    pass
+            _raise(drive(self._send_local(queue, [outgoing], [task_id]))[0])
             return
+        self._refuse_own_thread()
         future: Future[Answer] = Future()
         self._post([self._parcel(queue, outgoing, task_id, future.set_result)])
         try:
@@ -107,7 +115,7 @@ class Sender:
     async def asend(self, queue: str, outgoing: Outgoing, task_id: str) -> None:
         """``send`` for a coroutine on any loop, the I/O loop too."""
         if self._at_once(outgoing):
-            _raise((await self._send_local(queue, [outgoing]))[0])
+            _raise((await self._send_local(queue, [outgoing], [task_id]))[0])
             return
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Answer] = loop.create_future()
@@ -139,6 +147,7 @@ class Sender:
         """
         if all(self._at_once(outgoing) for _, outgoing, _ in entries):
             return drive(self._send_many_local(entries))
+        self._refuse_own_thread()
         done = threading.Event()
         answers = self._post_many(entries, done.set)
         done.wait(self._patience_for(len(entries)))
@@ -191,12 +200,16 @@ class Sender:
                 failures[index] = answer
         return failures
 
+    def _refuse_own_thread(self) -> None:
+        if self.io.owns_this_thread():
+            raise Closed("this would wait for the I/O thread on the I/O thread itself; await the async form there")
+
     def _patience_for(self, count: int) -> float:
         return self.patience * (1 + count // 10_000)
 
     def _unknown(self, queue: str, task_id: str) -> SendUnknown:
         return SendUnknown(
-            f"the broker did not confirm the message {task_id} to {queue!r} within {self.patience:.0f} s: it may or may not be there. "
+            f"the broker did not confirm the message {task_id} to {queue!r} within {self.patience:g} s: it may or may not be there. "
             f"Call again with task_id={task_id!r} to make sure; with a store the task runs once",
             task_id=task_id,
         )
@@ -204,14 +217,17 @@ class Sender:
     # ------------------------------------------------------------------ a local broker: in the caller's own thread
 
     def _at_once(self, outgoing: Outgoing) -> bool:
-        return self.broker.limits.local and (not outgoing.delay or self._broker_holds(outgoing) or (self.timer is not None and self.timer.limits.local))
+        return self.broker.limits.local and (
+            not outgoing.delay or self._broker_holds(outgoing) or (self.timer is not None and self.timer.limits.local)
+        )
 
-    async def _send_local(self, queue: str, batch: list[Outgoing]) -> Sequence[Answer]:
+    async def _send_local(self, queue: str, batch: list[Outgoing], ids: Sequence[str]) -> Sequence[Answer]:
         """A few tries, then the error: there is no network to wait for, but a broker that lies does fail now and then."""
         answers: list[Answer] = [None] * len(batch)
         open_entries = list(range(len(batch)))
         for _ in range(8):
             direct = [i for i in open_entries if not batch[i].delay or self._broker_holds(batch[i])]
+            replies: Sequence[Answer]
             try:
                 replies = await self.broker.send(queue, [batch[i] for i in direct]) if direct else ()
             except BrokerUnavailable as error:
@@ -221,7 +237,7 @@ class Sender:
             for i, reply in zip(direct, replies, strict=True):
                 answers[i] = reply
             for i in set(open_entries) - set(direct):
-                answers[i] = await self._set_timer(queue, batch[i], batch[i].dedup or "")
+                answers[i] = await self._set_timer(queue, batch[i], ids[i])
             open_entries = [i for i in open_entries if _retryable(answers[i])]
             if not open_entries:
                 break
@@ -230,10 +246,14 @@ class Sender:
     async def _send_many_local(self, entries: Sequence[tuple[str, Outgoing, str]]) -> dict[int, Exception]:
         failures: dict[int, Exception] = {}
         for queue, indices in _packed(entries, self.broker):
-            answers = await self._send_local(queue, [entries[i][1] for i in indices])
-            for i, answer in zip(indices, answers, strict=True):
-                if answer is not None:
-                    failures[i] = answer
+            batch = [entries[i][1] for i in indices]
+            answers: Sequence[Answer] | None = None
+            if not any(outgoing.delay for outgoing in batch):
+                with suppress(BrokerUnavailable):
+                    answers = await self.broker.send(queue, batch)
+            if answers is None or any(answers):
+                answers = await self._send_local(queue, batch, [entries[i][2] for i in indices])
+            failures.update((i, answer) for i, answer in zip(indices, answers, strict=True) if answer is not None)
         return failures
 
     # ------------------------------------------------------------------ every other: on the I/O loop

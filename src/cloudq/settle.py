@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine, Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from cloudq import calls, records, states
 from cloudq.broker import Outgoing
 from cloudq.errors import LeaseLost
+from cloudq.message import DEAD_ATTRIBUTE as DEAD_ATTRIBUTE
 from cloudq.message import Message, dead_letter, derived_id
 from cloudq.outcome import Again, Dead, Done, Dropped, Failure, Later, Outcome
 from cloudq.values import dumps
@@ -19,10 +21,7 @@ if TYPE_CHECKING:
     from cloudq.runner import Job
 
 logger = logging.getLogger("cloudq.runner")
-
-
-DEAD_ATTRIBUTE: Final = "cloudq-dead"
-"""Attribute with the reason, where a dead letter is too large to carry it in its body."""
+task_logger = logging.getLogger("cloudq.task")
 
 
 class Verdict(Enum):
@@ -37,6 +36,36 @@ class Verdict(Enum):
 def is_settled(job: Job, outcome: Outcome) -> bool:
     """Whether there is nothing to make durable: the task returned, and nobody wants its value."""
     return job.claim is None and type(outcome) is Done and (job.message is None or not job.message.link)
+
+
+def announce(job: Job, outcome: Outcome, took: float) -> None:
+    """Log what a message came to, ``took`` seconds after it was received: one record a message, its facts in ``record.cloudq``."""
+    message = job.message
+    level, said = logging.INFO, "done"
+    match outcome:
+        case Done():
+            pass
+        case Again(delay, error):
+            level, said = logging.WARNING, f"again in {delay:.1f} s after {error.type}: {error.detail}"
+        case Later(delay, why):
+            said = f"later, in {delay:.1f} s: {why}"
+        case Dead(reason, error):
+            level, said = logging.ERROR, f"dead: {reason}" + (f": {error.type}: {error.detail}" if error else "")
+        case Dropped():
+            said = f"dropped: {outcome.why}"
+    facts = {
+        "task": message.task if message else None,
+        "task_id": message.id if message else None,
+        "queue": job.delivery.queue,
+        "attempt": message.attempt if message else None,
+        "outcome": type(outcome).__name__.lower(),
+        "duration": round(took, 4),
+    }
+    task_logger.log(level, "%s %s (%.3f s)", job.label, said, took, extra={"cloudq": facts})
+
+
+class _Unwritable(Exception):
+    """A message could be read and cannot be written again: 1e999, nesting at Python's limit."""
 
 
 async def settle(app: CloudQ, job: Job, outcome: Outcome) -> Verdict:
@@ -56,6 +85,8 @@ async def settle(app: CloudQ, job: Job, outcome: Outcome) -> Verdict:
                 return await _dead(app, job, outcome)
             case Dropped():
                 return await _dropped(app, job, outcome)
+    except _Unwritable as error:
+        return await _dead(app, job, Dead(f"it cannot be sent again: {error}"))
     except LeaseLost as lost:  # the claim's: whoever has it now settles; if they die too, the delivery comes back
         logger.warning("%s: %s; what it came to here is discarded", job.label, lost)
         return Verdict.KEEP
@@ -76,7 +107,6 @@ async def _done(app: CloudQ, job: Job, outcome: Done) -> Verdict:
 async def _again(app: CloudQ, job: Job, outcome: Again) -> Verdict:
     """The next attempt before the note of it: a redelivery of this attempt runs it again at worst."""
     assert job.message is not None
-    logger.info("%s will run again in %.1f s after %s", job.label, outcome.delay, outcome.error.type)
     if job.ordered:  # sending again would let later messages of the group overtake
         if job.claim is not None:
             await job.claim.retry(outcome.error)
@@ -89,7 +119,6 @@ async def _again(app: CloudQ, job: Job, outcome: Again) -> Verdict:
 
 async def _later(app: CloudQ, job: Job, outcome: Later) -> Verdict:
     """The same attempt again, in a new message: so the broker's receive count is not used up."""
-    logger.info("%s waits %.1f s: %s", job.label, outcome.delay, outcome.why)
     if job.claim is not None:
         await job.claim.release()
     if job.ordered:
@@ -104,7 +133,6 @@ async def _later(app: CloudQ, job: Job, outcome: Later) -> Verdict:
 async def _dead(app: CloudQ, job: Job, outcome: Dead) -> Verdict:
     """The dead letter before the result: a redelivery makes a second dead letter at worst; the other order could make none."""
     queue, now = job.delivery.queue, app.clock.time()
-    logger.error("%s is dead: %s%s", job.label, outcome.reason, f" ({outcome.error.type})" if outcome.error else "")
     note: dict[str, Any] = {"reason": outcome.reason, "queue": queue, "at": round(now, 3), "receives": job.delivery.receives}
     if outcome.error is not None:
         note["error"] = outcome.error.as_json()
@@ -117,7 +145,6 @@ async def _dead(app: CloudQ, job: Job, outcome: Dead) -> Verdict:
 
 
 async def _dropped(app: CloudQ, job: Job, outcome: Dropped) -> Verdict:
-    logger.info("%s is dropped: %s", job.label, outcome.why)
     if outcome.state is not None:
         await _finish(app, job, outcome.state, reason=outcome.why, error=None)
         await _error_links(app, job, outcome.why, None)
@@ -148,14 +175,20 @@ async def _error_links(app: CloudQ, job: Job, reason: str, error: Failure | None
     message = job.message
     if message is None or not message.link_error:
         return
-    told = {"id": message.id, "task": message.task, "queue": job.delivery.queue, "reason": reason, "error": error.as_json() if error else None}
+    told = {
+        "id": message.id,
+        "task": message.task,
+        "queue": job.delivery.queue,
+        "reason": reason,
+        "error": error.as_json() if error else None,
+    }
     await _send_links(app, job, message.link_error, "link_error", told)
 
 
-async def _send_links(app: CloudQ, job: Job, links: Any, kind: str, value: Any) -> None:
+async def _send_links(app: CloudQ, job: Job, links: Sequence[Mapping[str, Any]], kind: str, value: Any) -> None:
     message = job.message
     assert message is not None
-    sends = []
+    sends: list[Coroutine[Any, Any, None]] = []
     for index, link in enumerate(links):
         id = derived_id(message.id, kind, index)
         queue, call, delay = calls.linked_message(link, id=id, parent=message, value=value, now=app.clock.time())
@@ -164,9 +197,12 @@ async def _send_links(app: CloudQ, job: Job, links: Any, kind: str, value: Any) 
 
 
 async def _send(app: CloudQ, job: Job, message: Message, delay: float) -> None:
-    outgoing = Outgoing(
-        body=message.encode(), delay=_possible(app, job, delay), group=message.group, tenant=message.tenant, dedup=message.dedup_id()
-    )
+    try:
+        body = message.encode()
+    except ValueError as error:
+        raise _Unwritable(str(error)) from error
+    tenant = None if job.message is None else message.tenant  # of a newer version nothing is known
+    outgoing = Outgoing(body=body, delay=_possible(app, job, delay), tenant=tenant)  # no group: an ordered delivery is never sent again
     await app.sender.asend(job.delivery.queue, outgoing, str(message.fields.get("id", "")))
 
 
@@ -182,8 +218,8 @@ def _possible(app: CloudQ, job: Job, delay: float) -> float:
 
 
 async def _send_body(app: CloudQ, job: Job, queue: str, body: str, note: dict[str, Any]) -> None:
-    """Send a dead letter. Where the note makes it too large the traceback goes, then the error's text, then the note goes beside the body."""
-    error = dict(note.get("error") or {})
+    """Send a dead letter. Where its note makes it too large the traceback goes, then the error's text, then all but the reason."""
+    error: dict[str, Any] = dict(note.get("error") or {})
     for left_out in (None, "traceback", "detail"):
         if left_out is not None and error:
             error[left_out] = "(left out: the message was too large)"
@@ -193,8 +229,13 @@ async def _send_body(app: CloudQ, job: Job, queue: str, body: str, note: dict[st
             break
     attributes: dict[str, str] = {}
     if len(body) > app.broker.limits.body:
-        body, attributes = job.delivery.body, {DEAD_ATTRIBUTE: dumps(note["reason"])[1:200]}
-    outgoing = Outgoing(body=body, attributes=attributes, group=job.delivery.group, dedup=derived_id("dead", dumps(job.delivery.body), job.delivery.message_id))
+        body, attributes = job.delivery.body, {DEAD_ATTRIBUTE: dumps(note["reason"])[1:-1][:200]}
+    outgoing = Outgoing(
+        body=body,
+        attributes=attributes,
+        group=job.delivery.group,
+        dedup=derived_id("dead", dumps(job.delivery.body), job.delivery.message_id),
+    )
     await app.sender.asend(queue, outgoing, job.message.id if job.message is not None else "")
 
 
@@ -205,5 +246,3 @@ async def _hold(app: CloudQ, job: Job, delay: float) -> Verdict:
     if answers[0] is not None and not isinstance(answers[0], LeaseLost):
         raise answers[0]
     return Verdict.KEEP
-
-

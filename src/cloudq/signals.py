@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 Receiver = TypeVar("Receiver", bound=Callable[..., Any])
 
-epoch = 0
+epoch: int = 0
 """Counts connects and disconnects, so that apps notice that hooks have changed."""
 
 
 class Signal:
-    """A list of receivers. Each is called with ``sender=`` and the signal's own keywords; receivers take ``**kwargs`` to stay compatible."""
+    """Receivers, each called with ``sender=`` and the signal's own keywords; they take ``**kwargs`` to stay compatible."""
 
     def __init__(self, name: str) -> None:
         self.name = name

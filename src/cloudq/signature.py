@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack, cast
 
 from cloudq.durations import Duration
 from cloudq.errors import NotBound
@@ -60,7 +60,7 @@ class Signature(Generic[R]):
 
     def set(self, **options: Unpack[CallOptions]) -> Signature[R]:
         """The same call with more options."""
-        return replace(self, options=CallOptions(**{**self.options, **options}))  # type: ignore[typeddict-item]
+        return replace(self, options=cast("CallOptions", {**self.options, **options}))
 
     def clone(self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Signature[R]:
         """The same call with ``args`` before its own and ``kwargs`` over its own; an immutable one ignores them."""
@@ -76,7 +76,9 @@ class Signature(Generic[R]):
         """``delay`` for a coroutine."""
         return await self._bound().asend_signature(self.clone(args, kwargs))
 
-    def apply_async(self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]) -> AsyncResult[R]:
+    def apply_async(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]
+    ) -> AsyncResult[R]:
         """Send it, Celery's way."""
         return self._bound().send_signature(self.clone(args, kwargs).set(**options))
 

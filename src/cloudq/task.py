@@ -7,7 +7,21 @@ import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, NoReturn, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    Literal,
+    NoReturn,
+    ParamSpec,
+    Protocol,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    cast,
+    overload,
+)
 
 from cloudq.durations import Duration, seconds
 from cloudq.errors import ConfigError, NotBound, RetryRequested, StoreRequired
@@ -81,7 +95,15 @@ class Settings:
             raise ConfigError(f"task {name!r}: {error}") from error
 
 
-_CELERY_RETRY = ("autoretry_for", "dont_autoretry_for", "max_retries", "default_retry_delay", "retry_backoff", "retry_backoff_max", "retry_jitter")
+_CELERY_RETRY = (
+    "autoretry_for",
+    "dont_autoretry_for",
+    "max_retries",
+    "default_retry_delay",
+    "retry_backoff",
+    "retry_backoff_max",
+    "retry_jitter",
+)
 
 
 def _retry(options: TaskOptions) -> Retry | None:
@@ -189,7 +211,12 @@ class Task(Generic[P, R]):
         return request
 
     def retry(
-        self, *, exc: BaseException | None = None, countdown: Duration | None = None, delay: Duration | None = None, max_retries: int | None = None
+        self,
+        *,
+        exc: BaseException | None = None,
+        countdown: Duration | None = None,
+        delay: Duration | None = None,
+        max_retries: int | None = None,
     ) -> NoReturn:
         """Give up this run and run again later: ``raise self.retry(exc=error, countdown=10)``.
 
@@ -283,7 +310,7 @@ class Decorator(Protocol):
     """What ``@task(...)`` with options returns."""
 
     @overload
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(self, function: Callable[P, R], /) -> SyncTask[P, R]: ...
 
@@ -292,7 +319,7 @@ class BoundDecorator(Protocol):
     """What ``@task(bind=True, ...)`` returns: the function's first parameter is the task itself."""
 
     @overload
-    def __call__(self, function: Callable[Concatenate[Task[..., Any], P], Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    def __call__(self, function: Callable[Concatenate[Task[..., Any], P], Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(self, function: Callable[Concatenate[Task[..., Any], P], R], /) -> SyncTask[P, R]: ...
 
@@ -311,7 +338,7 @@ def make_task(function: Callable[..., Any], *, bind: bool, options: TaskOptions,
 
 
 @overload
-def task(function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+def task(function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]
 @overload
 def task(function: Callable[P, R], /) -> SyncTask[P, R]: ...
 @overload
@@ -322,7 +349,11 @@ def task(function: Callable[..., Any] | None = None, /, *, bind: bool = False, *
     """Make a task without an app, for libraries: ``app.include(module)`` or ``app.autodiscover_tasks()`` binds it."""
     if function is not None:
         return make_task(function, bind=bind, options=options, app=None)
-    return lambda decorated: make_task(decorated, bind=bind, options=options, app=None)  # type: ignore[no-any-return]
+
+    def decorate(decorated: Callable[..., Any]) -> Task[..., Any]:
+        return make_task(decorated, bind=bind, options=options, app=None)
+
+    return decorate
 
 
 shared_task = task

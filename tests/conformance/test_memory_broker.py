@@ -230,8 +230,8 @@ class _Ledger:
             for delivery in await self.broker.receive("q", max_messages=1 + number, wait=0):
                 assert delivery.body not in live
                 assert delivery.body not in self.done
-                group = [body for body, name in self.sent if name is not None and name == delivery.group]
-                for earlier in group[: group.index(delivery.body)] if group else ():
+                members = [body for body, name in self.sent if name is not None and name == delivery.group]
+                for earlier in members[: members.index(delivery.body)] if members else ():
                     assert earlier in self.done or (earlier in self.held and self.held[earlier].received == delivery.received)
                     assert earlier not in live
                 self.held[delivery.body] = delivery

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ class Flight:
     """Its lease was lost: nothing more is extended."""
     slot_lost: bool = False
     """Its thread could not be stopped at the time limit: the slot is free again when the thread returns."""
+    alarm: asyncio.TimerHandle | None = None
+    """Goes off at the time limit."""
     progress: tuple[str, Any] | None = None
     """What ``update_state`` said and the store does not have yet."""
     reporting: bool = False

@@ -30,7 +30,9 @@ class Poller:
     backlog is drained as fast as slots allow and an idle queue costs one request per long poll.
     """
 
-    def __init__(self, broker: Broker, queue: str, slots: Slots, accept: Callable[[Sequence[Delivery]], None], *, alone: bool, wait: float) -> None:
+    def __init__(
+        self, broker: Broker, queue: str, slots: Slots, accept: Callable[[Sequence[Delivery]], None], *, alone: bool, wait: float
+    ) -> None:
         self._broker = broker
         self._queue = queue
         self._slots = slots

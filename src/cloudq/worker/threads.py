@@ -71,6 +71,7 @@ class ThreadExecutor:
             try:
                 item = self._work.get_nowait()
             except queue.Empty:
+                self._busy -= len(taken)
                 return taken
             if isinstance(item, Flight):
                 taken.append(item)

@@ -18,20 +18,21 @@ from typing import Any, Final
 
 from cloudq import signals
 from cloudq.app import CloudQ
-from cloudq.broker import Delivery, SettleError
+from cloudq.broker import Broker, Delivery, SettleError
 from cloudq.coalesce import Coalescer
 from cloudq.errors import BrokerError, ConfigError, LeaseLost, QueueNotFound, StoreError
-from cloudq.outcome import Again, Dead, Done, Dropped, Later, Outcome
-from cloudq.runner import Runner
-from cloudq.settle import Verdict, is_settled, settle
+from cloudq.io import drive
+from cloudq.outcome import Dead, Done, Outcome
+from cloudq.runner import Job, Runner
+from cloudq.settle import Verdict, announce, is_settled, settle, task_logger
 from cloudq.worker.flight import Executor, Flight
+from cloudq.worker.groups import Groups
 from cloudq.worker.poller import Poller
 from cloudq.worker.processes import ProcessExecutor
 from cloudq.worker.slots import Slots
 from cloudq.worker.threads import LoopExecutor, ThreadExecutor
 
 logger = logging.getLogger("cloudq.worker")
-task_logger = logging.getLogger("cloudq.task")
 
 ACK_LINGER: Final = 0.1
 """Seconds that an ack waits at most for others of its queue."""
@@ -94,6 +95,7 @@ class Worker:
         self._size = self.options.processes or self.options.concurrency
         self._local = app.broker.limits.local
         self._flights: set[Flight] = set()
+        self._groups = Groups()
         self._completed: deque[tuple[Flight, Outcome]] = deque()
         self._woken = False
         self._stopping: asyncio.Event | None = None
@@ -147,7 +149,7 @@ class Worker:
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._stopping is not None and self._stopping.is_set():
+        if self._is_stopping:
             os.write(2, b"cloudq: second signal, ending now; unsettled messages will be delivered again\n")
             os._exit(128 + number)
         self.stop()
@@ -162,19 +164,26 @@ class Worker:
         self._slots = Slots(self._size, self.queues)
         self._threads = ThreadExecutor(self.runner, self._size, self._complete)
         self._tasks = LoopExecutor(self.runner, self._complete)
-        self._children = ProcessExecutor(self.runner, options.processes, self._complete, max_tasks=options.max_tasks) if options.processes else None
-        self._ackers = {
-            queue: Coalescer(self._acking, count=limits.batch, linger=ACK_LINGER, eager=False) for queue in self.queues
-        }
+        self._children = (
+            ProcessExecutor(self.runner, options.processes, self._complete, max_tasks=options.max_tasks) if options.processes else None
+        )
+        self._ackers = {queue: Coalescer(self._acking, count=limits.batch, linger=ACK_LINGER, eager=False) for queue in self.queues}
         wait = 0.0 if options.drain or options.once else min(options.wait, 1.0) if self._size < len(self.queues) else options.wait
         self._pollers = {
-            queue: Poller(self.app.broker, queue, self._slots, self._accept, alone=len(self.queues) == 1, wait=max(wait, 0.1) if options.drain else wait)
+            queue: Poller(
+                self.app.broker,
+                queue,
+                self._slots,
+                self._accept,
+                alone=len(self.queues) == 1,
+                wait=max(wait, 0.1) if options.drain else wait,
+            )
             for queue in self.queues
         }
         if self._children is not None:
             await self._children.start()
-        receiving = [self._spawn(poller.run()) for poller in self._pollers.values()]
-        keeping = [self._spawn(self._keep_leases()), self._spawn(self._watch())]
+        receiving = [self._begin(poller.run()) for poller in self._pollers.values()]
+        keeping = [self._begin(self._keep_leases()), self._begin(self._watch())]
         signals.worker_ready.send("worker", worker=self)
         self._ready.set_result(None)
         logger.info("ready: %s, %d at once, queues %s", self.app.name, self._size, ", ".join(self.queues))
@@ -187,6 +196,8 @@ class Worker:
             await asyncio.gather(*receiving, *keeping, return_exceptions=True)
             for executor in self._executors():
                 executor.close()
+            if self._children is not None:
+                await self._children.wait_closed()
             signals.worker_shutdown.send("worker", worker=self)
             logger.info("ended (%s) after %d messages", self.reason.value, self.handled)
 
@@ -203,17 +214,24 @@ class Worker:
                     logger.warning("queue %r could not be checked: %s", name, error)
         if missing:
             raise ConfigError(
-                f"the broker has no queue {', '.join(map(repr, missing))}; create it (cloudq never does at run time) or name the queues to work on"
+                f"the broker has no queue {', '.join(map(repr, missing))}; create it (cloudq never does at run time), or name other queues"
             )
 
     def _executors(self) -> list[Executor]:
         return [self._threads, self._tasks, *([self._children] if self._children is not None else [])]
 
-    def _spawn(self, call: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    def _begin(self, call: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = self._loop.create_task(call)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
+
+    def _spawn(self, call: Coroutine[Any, Any, None]) -> None:
+        self._begin(call).add_done_callback(_report_fault)
+
+    @property
+    def _is_stopping(self) -> bool:
+        return self._stopping is not None and self._stopping.is_set()
 
     def _ask_stop(self, reason: StopReason) -> None:
         if self._stopping is not None and not self._stopping.is_set():
@@ -224,25 +242,34 @@ class Worker:
 
     def _accept(self, deliveries: Sequence[Delivery]) -> None:
         """Take over what was received: each holds one slot until its outcome is durable."""
-        stopping = self._stopping is not None and self._stopping.is_set()
-        store, admit = self.app.store, self.runner.admit
+        stopping = self._is_stopping
+        admit = self.runner.admit
         for delivery in deliveries:
-            flight = Flight(admit(delivery))
+            try:
+                job = admit(delivery)
+            except Exception as error:  # a fault of ours; the message must not take the others of its batch along
+                logger.exception("message %s could not be read in an unforeseen way", delivery.message_id)
+                job = Job(delivery, outcome=Dead(f"it could not be read: {type(error).__name__}"))
+            flight = Flight(job)
             self._flights.add(flight)
             if stopping:
                 self._spawn(self._give_back([flight]))
-            elif flight.job.outcome is not None:
-                self._conclude(flight, flight.job.outcome, hooks=True)
-            elif store is not None:
-                self._spawn(self._claim(flight))
-            else:
-                self._execute(flight)
+            elif delivery.group is None or self._groups.enter(flight):
+                self._go(flight)
         if self.options.once:
             self._ask_stop(StopReason.DRAINED)
 
+    def _go(self, flight: Flight) -> None:
+        if flight.job.outcome is not None:
+            self._conclude(flight, flight.job.outcome, hooks=True)
+        elif self.app.store is not None:
+            self._spawn(self._claim(flight))
+        else:
+            self._execute(flight)
+
     async def _claim(self, flight: Flight) -> None:
         job = flight.job
-        await self.runner.claim(job, lease=self.app.broker.limits.lease)
+        await self.runner.claim(job)
         if flight not in self._flights:  # given back meanwhile
             if job.claim is not None:
                 await job.claim.release()
@@ -262,13 +289,37 @@ class Worker:
         elif job.task.is_async:
             self._tasks.submit(flight)
             if job.timeout is not None:
-                self._loop.call_later(job.timeout + OVERRUN, self._overran, flight)
+                flight.alarm = self._loop.call_later(job.timeout + OVERRUN, self._overran, flight)
         else:
             self._threads.submit(flight)
             if job.timeout is not None:
-                self._loop.call_later(job.timeout, self._overran, flight)
+                flight.alarm = self._loop.call_later(job.timeout, self._overran, flight)
         if self.options.max_tasks is not None and not self.options.processes and self._started_tasks >= self.options.max_tasks:
             self._ask_stop(StopReason.RECYCLE)
+
+    def _ack_at_once(self, broker: Broker, flights: Sequence[Flight]) -> None:
+        try:
+            answers = drive(broker.ack([flight.job.delivery for flight in flights]))
+        except BrokerError:
+            answers = None
+        if answers is None or any(answers):  # the acker repeats what may help, and logs
+            for flight in flights:
+                self._ackers[flight.job.delivery.queue].add(flight)
+        else:
+            self._land(flights)
+
+    def _land(self, flights: Sequence[Flight], verdict: Verdict = Verdict.ACK) -> None:
+        """Deliveries are no longer ours; those of their groups that waited go on, or go back where an earlier one stays."""
+        self._flights.difference_update(flights)
+        for flight in flights:
+            if flight.job.ordered:
+                stop = verdict is Verdict.KEEP or self._is_stopping
+                following = self._groups.leave(flight, skip_rest=stop)
+                if stop:
+                    self._spawn(self._give_back(following))
+                else:
+                    for each in following:
+                        self._go(each)
 
     def _overran(self, flight: Flight) -> None:
         """A thread cannot be stopped: settle without it. Its slot is lost until it returns by itself."""
@@ -314,27 +365,56 @@ class Worker:
 
     def _collect(self) -> None:
         self._woken = False
-        completed = self._completed
+        completed, flights, quiet = self._completed, self._flights, not task_logger.isEnabledFor(logging.INFO)
+        settled: list[Flight] = []
         while completed:
             flight, outcome = completed.popleft()
-            if flight.job.task is not None and not flight.job.task.is_async:
+            job = flight.job
+            if self._children is None and job.task is not None and not job.task.is_async:
                 self._threads.finished()
+            if flight.alarm is not None:
+                flight.alarm.cancel()
             if flight.slot_lost:
                 flight.slot_lost = False
                 self._lost_slots -= 1
                 self._slots.give(1)
-            elif flight in self._flights and not flight.concluded:
+            elif flight.concluded or flight not in flights:
+                continue
+            elif quiet and is_settled(job, outcome):  # the common case, many at a time
+                flight.concluded = True
+                settled.append(flight)
+            else:
                 self._conclude(flight, outcome)
+        if settled:
+            self._ack_many(settled)
+
+    def _ack_many(self, flights: Sequence[Flight]) -> None:
+        """Ack deliveries whose outcomes are durable; on a local broker at once and together, else by the queue's acker."""
+        self.handled += len(flights)
+        if self._local:
+            size, broker = self.app.broker.limits.batch, self.app.broker
+            by_queue: dict[str, list[Flight]] = {}
+            for flight in flights:
+                by_queue.setdefault(flight.job.delivery.queue, []).append(flight)
+            for group in by_queue.values():
+                for at in range(0, len(group), size):
+                    self._ack_at_once(broker, group[at : at + size])
+        else:
+            for flight in flights:
+                self._ackers[flight.job.delivery.queue].add(flight)
+                if flight.job.ordered:
+                    self._ackers[flight.job.delivery.queue].flush()  # its group waits for it
+        self._slots.give(sum(not flight.slot_lost for flight in flights))
 
     def _conclude(self, flight: Flight, outcome: Outcome, *, hooks: bool = False) -> None:
         """The outcome is known: make it durable, then let the slot and the delivery go."""
         flight.concluded = True
-        if task_logger.isEnabledFor(logging.INFO):
-            _log(flight, outcome)
+        if not isinstance(outcome, Done) or task_logger.isEnabledFor(logging.INFO):
+            announce(flight.job, outcome, time.monotonic() - flight.began)
         if hooks and self.app.hooks.on_dead and isinstance(outcome, Dead):
             self._threads.call(lambda: self.runner.notify(flight.job, outcome))
         if is_settled(flight.job, outcome):
-            self._settled(flight, Verdict.ACK)
+            self._ack_many([flight])
         else:
             self._spawn(self._settle(flight, outcome))
 
@@ -359,13 +439,12 @@ class Worker:
         self._settled(flight, Verdict.KEEP)
 
     def _settled(self, flight: Flight, verdict: Verdict) -> None:
-        self.handled += 1
-        if not flight.slot_lost:
-            self._slots.give(1)
-        if verdict is Verdict.KEEP:
-            self._flights.discard(flight)
+        if verdict is Verdict.ACK:
+            self._ack_many([flight])
         else:
-            self._ackers[flight.job.delivery.queue].add(flight)
+            self.handled += 1
+            self._slots.give(0 if flight.slot_lost else 1)
+            self._land([flight], verdict)
 
     async def _acking(self, flights: Sequence[Flight]) -> None:
         """Ack a batch of one queue; a failed entry is tried again alone. At worst it is delivered again."""
@@ -383,7 +462,7 @@ class Worker:
             if not left:
                 break
             await asyncio.sleep(0.1 * 2**attempt)
-        self._flights.difference_update(flights)
+        self._land(flights)
 
     # ------------------------------------------------------------------ meanwhile
 
@@ -423,7 +502,7 @@ class Worker:
         if claim is None:
             return
         try:
-            await claim.renew(self.app.clock.time() + self.app.broker.limits.lease)
+            await claim.renew(flight.job.delivery.lease_until)
         except LeaseLost:
             flight.lost = True
             logger.error("%s: its claim was lost while it ran; its result will be discarded", flight.job.label)
@@ -450,7 +529,9 @@ class Worker:
         logger.info("stopping (%s): %d in flight", self.reason.value, len(self._flights))
         if not self.options.once:
             await self._give_back([flight for executor in self._executors() for flight in executor.withdraw()])
-            await self._give_back([flight for flight in self._flights if not flight.started and not flight.concluded and self._idle(flight)])
+            await self._give_back(
+                [flight for flight in self._flights if not flight.started and not flight.concluded and self._idle(flight)]
+            )
         deadline = time.monotonic() + self.options.grace
         await self._until(lambda: not self._open(), deadline)
         if self._open():
@@ -478,7 +559,9 @@ class Worker:
             await asyncio.sleep(0.01)
 
     async def _give_back(self, flights: Sequence[Flight]) -> None:
-        """Make deliveries available to others at once."""
+        """Make deliveries available to others at once, and those that wait behind them in their groups."""
+        behind = [each for flight in flights if flight.job.ordered for each in self._groups.leave(flight, skip_rest=True)]
+        flights = [*flights, *(each for each in behind if each not in flights)]
         self._flights.difference_update(flights)
         by_queue: dict[str, list[Flight]] = {}
         for flight in flights:
@@ -498,32 +581,11 @@ class Worker:
         self._slots.give(len(flights))
 
 
-def _log(flight: Flight, outcome: Outcome) -> None:
-    job = flight.job
-    took = time.monotonic() - flight.began
-    fields = {
-        "task": job.message.task if job.message else None,
-        "task_id": job.message.id if job.message else None,
-        "queue": job.delivery.queue,
-        "attempt": job.message.attempt if job.message else None,
-        "outcome": type(outcome).__name__.lower(),
-        "duration": round(took, 4),
-    }
-    match outcome:
-        case Done():
-            said = "done"
-        case Again(delay, error):
-            said = f"again in {delay:.1f} s after {error.type}"
-        case Later(delay, why):
-            said = f"later, in {delay:.1f} s: {why}"
-        case Dead(reason):
-            said = f"dead: {reason}"
-        case Dropped(why):
-            said = f"dropped: {why}"
-    task_logger.info("%s %s (%.3f s)", job.label, said, took, extra={"cloudq": fields})
+def _report_fault(task: asyncio.Task[Any]) -> None:
+    """A fault of ours must not vanish with its task; the delivery comes back when its lease ends."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("an unforeseen fault in the worker", exc_info=error)
 
 
 def _touch(path: Path) -> None:
     path.touch()
-
-

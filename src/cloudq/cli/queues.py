@@ -1,0 +1,174 @@
+"""``cloudq queue …``: what is in the queues, without running it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from cloudq import letters
+from cloudq.app import CloudQ
+from cloudq.broker import QueueStats
+from cloudq.cli.output import ago, confirm, emit, iso, out, put, say, short, span, table, working
+from cloudq.cli.state import run_on, state_of
+from cloudq.errors import QueueNotFound
+from cloudq.letters import Letter
+
+commands = typer.Typer(no_args_is_help=True, help="Look into queues: counts, a peek, a purge.")
+
+AsJSON = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+
+
+@commands.command("list")
+def list_queues(context: typer.Context, as_json: AsJSON = False) -> None:
+    """Show the queues that the app declares and their dead-letter queues, with counts (approximate, as brokers count)."""
+    app = state_of(context).load_shared()
+    _show(app, list(app.queues), as_json=as_json)
+
+
+@commands.command()
+def stats(
+    context: typer.Context,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Queues; all that the app declares, if none.")] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Count messages. Exits with 1 where a queue that is named does not exist."""
+    app = state_of(context).load_shared()
+    missing = _show(app, names or list(app.queues), as_json=as_json)
+    if names and missing:
+        raise QueueNotFound(f"the broker has no queue {', '.join(missing)}")
+
+
+def _show(app: CloudQ, names: Sequence[str], *, as_json: bool) -> list[str]:
+    """Print the counts; returns the names of queues that are missing (dead-letter queues do not count)."""
+    twins = [app.dead_letter_queue(name) if letters.dead_letter_queue(app, name) != name else None for name in names]
+
+    async def count() -> list[QueueStats | None]:
+        wanted = dict.fromkeys([*names, *(twin for twin in twins if twin)])
+        found = dict(zip(wanted, await asyncio.gather(*(letters.stats(app, name) for name in wanted)), strict=True))
+        return [found[name] for name in (*names, *(twin or names[0] for twin in twins))]
+
+    counts = run_on(app, count()) if names else []
+    if as_json:
+        emit({
+            "queues": [
+                _counts(name, counts[index]) | {"dead_letter": _counts(twin, counts[len(names) + index]) if twin else None}
+                for index, (name, twin) in enumerate(zip(names, twins, strict=True))
+            ]
+        })  # fmt: skip
+    else:
+        shown = table(
+            "queue", "ready", "in flight", "delayed", "oldest", "dead letters", numbers=("ready", "in flight", "delayed", "dead letters")
+        )
+        for index, name in enumerate(names):
+            found, dead = counts[index], counts[len(names) + index]
+            cells = (
+                [
+                    _number(found.ready),
+                    _number(found.in_flight),
+                    _number(found.delayed),
+                    span(found.oldest) if found.oldest is not None else "–",
+                ]
+                if found
+                else [Text("missing", "bold red"), "–", "–", "–"]
+            )
+            total = dead.ready + dead.in_flight if dead else 0
+            dead_cell = (
+                Text("–", "dim")
+                if twins[index] is None
+                else Text(f"{total:,}", "bold red" if total else "dim")
+                if dead
+                else Text("missing", "bold red")
+            )
+            shown.add_row(Text(name, "bold"), *cells, dead_cell)
+        out().print(shown)
+    return [name for name, found in zip(names, counts, strict=False) if found is None]
+
+
+def _number(count: int | None) -> Text:
+    return Text("–", "dim") if count is None else Text(f"{count:,}", "" if count else "dim")
+
+
+def _counts(name: str, found: QueueStats | None) -> dict[str, Any]:
+    return {
+        "name": name,
+        "exists": found is not None,
+        "ready": found.ready if found else None,
+        "in_flight": found.in_flight if found else None,
+        "delayed": found.delayed if found else None,
+        "oldest": found.oldest if found else None,
+    }
+
+
+@commands.command()
+def peek(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The queue.")],
+    count: Annotated[int, typer.Option("-n", "--count", min=1, max=1000, help="How many.")] = 10,
+    payload: Annotated[bool, typer.Option("--payload", help="Show arguments, too.")] = False,
+    as_json: AsJSON = False,
+) -> None:
+    """Show messages that wait, and give them back.
+
+    A broker knows no looking: this receives, and [bold]each look counts as a delivery[/]. A message that is delivered again and
+    again without an outcome is taken to crash its worker, so look sparingly.
+    """
+    app = state_of(context).load_shared()
+    found = run_on(app, letters.scan(app, name, limit=count))
+    if as_json:
+        emit({"queue": name, "messages": [as_document(letter, payload=payload) for letter in found.letters]})
+        return
+    shown = table("id", "task", "attempt", "sent", "deliveries", *(["arguments"] if payload else []), numbers=("attempt", "deliveries"))
+    for letter in found.letters:
+        arguments: list[str] = [short(f"{letter.fields.get('args', [])} {letter.fields.get('kwargs', '')}", 200)] if payload else []
+        shown.add_row(
+            letter.id,
+            letter.task or Text("no call", "yellow"),
+            str(letter.attempt),
+            ago(letter.sent),
+            str(letter.delivery.receives or "–"),
+            *arguments,
+        )
+    if found.letters:
+        out().print(shown)
+        say(f"each of these now counts one delivery more; at {app.conf.crash_cap} without an outcome a message is dead-lettered", "dim")
+    else:
+        say(f"nothing to be received in {name}" + (f"; {found.unseen} in flight" if found.unseen else ""), "dim")
+
+
+def as_document(letter: Letter, *, payload: bool) -> dict[str, Any]:
+    """The shape of a message in ``--json``."""
+    document: dict[str, Any] = {
+        "id": letter.id,
+        "message_id": letter.message_id,
+        "task": letter.task,
+        "attempt": letter.attempt,
+        "sent": iso(letter.sent),
+        "receives": letter.delivery.receives,
+    }
+    if payload:
+        document["message"] = letter.fields or None
+        document["body"] = None if letter.fields else letter.delivery.body
+    return document
+
+
+@commands.command()
+def purge(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The queue.")],
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
+    as_json: AsJSON = False,
+) -> None:
+    """Delete all messages that wait in a queue. There is no way back. What is in flight or delayed stays."""
+    app = state_of(context).load_shared()
+    there = run_on(app, app.broker.stats(name)).ready
+    confirm(f"Delete about {there:,} messages of {name} for good?", yes=yes)
+    with working("deleting", there) as progress:
+        deleted = run_on(app, letters.purge(app, name, progress=progress))
+    if as_json:
+        emit({"queue": name, "deleted": deleted})
+    else:
+        put(f"{deleted:,} deleted")

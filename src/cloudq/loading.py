@@ -1,0 +1,76 @@
+"""Finds an app by the name of its module, and the name of an app that is already here."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from cloudq.app import CloudQ
+from cloudq.errors import ConfigError
+
+
+def load_app(reference: str) -> CloudQ:
+    """Import the app that ``module:attribute`` names, or the only one of ``module``; the current directory is searched first.
+
+    Sets ``app.reference``. Raises ConfigError, from the error of a module that fails to import.
+    """
+    name, _, attribute = reference.partition(":")
+    if not name or "/" in name or name.endswith(".py"):
+        raise ConfigError(f"{reference!r} names no module: say module:attribute, as in shop.tasks:app")
+    here = str(Path.cwd())
+    if "" not in sys.path and here not in sys.path:
+        sys.path.insert(0, here)
+    module = _import(name)
+    app = _only_app(module) if not attribute else getattr(module, attribute, None)
+    if not isinstance(app, CloudQ):
+        raise ConfigError(f"{name}.{attribute} is no CloudQ app; the module has {', '.join(_apps(module)) or 'none'}")
+    app.reference = f"{name}:{attribute or next(known for known, each in _apps(module).items() if each is app)}"
+    return app
+
+
+def reference_of(app: CloudQ) -> str:
+    """``module:attribute`` of an app that this process has imported, or runs as its script; raises ConfigError where it has no name."""
+    if app.reference is not None:
+        return app.reference
+    modules = dict(sys.modules)  # in the order in which imports began: who imports others comes before them
+    for name, module in {"__main__": modules["__main__"], **modules}.items():
+        for attribute, value in list(getattr(module, "__dict__", {}).items()):
+            if value is app and (importable := _main_name(module) if name == "__main__" else name) is not None:
+                return f"{importable}:{attribute}"
+    raise ConfigError(
+        f"the app {app.name!r} is no variable of an imported module, so a child process cannot load it:"
+        " make it one, or set app.reference = 'module:attribute'"
+    )
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise ConfigError(f"there is no module {error.name!r} here: run it where the module is, or put that on PYTHONPATH") from None
+        raise ConfigError(f"importing {name} failed: {error}") from error
+    except Exception as error:
+        raise ConfigError(f"importing {name} failed: {type(error).__name__}: {error}") from error
+
+
+def _apps(module: ModuleType) -> dict[str, CloudQ]:
+    return {name: value for name, value in vars(module).items() if isinstance(value, CloudQ)}
+
+
+def _only_app(module: ModuleType) -> CloudQ:
+    apps = _apps(module)
+    if len({id(app) for app in apps.values()}) != 1:
+        found = f"{len(apps)} apps ({', '.join(apps)}): name one, as in {module.__name__}:{next(iter(apps))}" if apps else "no CloudQ app"
+        raise ConfigError(f"the module {module.__name__} has {found}")
+    return next(iter(apps.values()))
+
+
+def _main_name(main: ModuleType) -> str | None:
+    """The name under which the script that is running can be imported."""
+    if main.__spec__ is not None:
+        return main.__spec__.name
+    path = getattr(main, "__file__", None)
+    return Path(path).stem if path else None
