@@ -41,7 +41,7 @@ format: .venv/.installed ## format the code, and mend what ruff can mend
 	@$(BIN)/ruff check --fix --quiet . || true
 	@$(BIN)/ruff format .
 
-bench-memory: .venv/.installed ## tasks a second on the memory broker
+bench-memory: .venv/.installed ## tasks a second in one process, beside huey, taskiq, dramatiq and Celery (ROUNDS=5, ONLY="cloudq, huey")
 	@$(BIN)/python benchmarks/memory.py $(ARGS)
 
 requirements: .venv/.installed ## pin requirements/*.txt anew from pyproject.toml (ARGS=--upgrade takes newer versions)

@@ -1,7 +1,8 @@
 """Tasks a second in one process: cloudq on memory://, beside huey, taskiq, dramatiq and Celery on theirs (`make bench-memory`).
 
 Every measurement is a fresh process; the rounds are interleaved, so that a busy moment of the machine hurts all alike. Environment:
-ROUNDS (5), TASKS (50000), ONLY (words; a case is run if one is in its name), CPU (a core to pin every measurement to, with taskset).
+ROUNDS (5), TASKS (50000), ONLY (words parted by commas; a case runs if one is in its name), CPU (a core to pin each measurement to, by
+taskset).
 """
 
 from __future__ import annotations
@@ -103,8 +104,8 @@ def table(cases: list[Case]) -> str:
     """The results as Markdown."""
     base = next((statistics.median(totals(case)) for case in cases if case.name == BASE), None)
     lines = [
-        "| | tasks/s, median (lowest – highest) | of cloudq | µs to send | µs to run | version |",
-        "|---|---|---|---|---|---|",
+        "| | tasks/s, median (lowest – highest) | of cloudq | µs to send | µs to run | CPU µs, lowest | version |",
+        "|---|---|---|---|---|---|---|",
     ]
     for case in cases:
         seconds = totals(case)
@@ -112,15 +113,18 @@ def table(cases: list[Case]) -> str:
         median = statistics.median(seconds)
         send, run = (statistics.median(each[part] for each in case.runs) / TASKS * 1e6 for part in ("send", "run"))
         ratio = f"{base / median:.2f}" if base else "–"
+        cpu = min(each["cpu"] for each in case.runs) / TASKS * 1e6  # of the whole process: what the least disturbed round tells
         together = case.name.startswith(("taskiq, async, awaited", "taskiq, sync", "note"))
         phases = f"| {send + run:.1f} together | " if together else f"| {send:.1f} | {run:.1f} "
-        lines.append(f"| {case.name} | {TASKS / median:,.0f} ({rates[0]:,.0f} – {rates[-1]:,.0f}) | {ratio} {phases}| {case.version} |")
+        lines.append(
+            f"| {case.name} | {TASKS / median:,.0f} ({rates[0]:,.0f} – {rates[-1]:,.0f}) | {ratio} {phases}| {cpu:.1f} | {case.version} |"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
     """Measure and print."""
-    words = os.environ.get("ONLY", "").split()
+    words = [word.strip() for word in os.environ.get("ONLY", "").split(",") if word.strip()]
     cases = [case for case in CASES if not words or any(word in case.name for word in words)]
     for peer in dict.fromkeys(case.peer for case in cases):
         python_of(peer)

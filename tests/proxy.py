@@ -83,6 +83,7 @@ class Proxy:
         """Entries by action: of batches as asked, of ReceiveMessage as answered."""
         self.latency = 0.0
         """Seconds added before each request reaches the server."""
+        self._serving: set[asyncio.Task[Any] | None] = set()  # asyncio forgets them once their client has gone
         self.decide: Decide | None = None
         """Asked once a request; what it returns happens to the request."""
 
@@ -95,6 +96,7 @@ class Proxy:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one client connection, which stays open between requests."""
+        self._serving.add(asyncio.current_task())
         try:
             while (found := await _read(reader)) is not None:
                 head, body = found
@@ -105,7 +107,10 @@ class Proxy:
                 await writer.drain()
         except (OSError, asyncio.IncompleteReadError):
             pass  # one of the two went away
+        except asyncio.CancelledError:
+            pass  # the proxy ends; asyncio would report it as an error
         finally:
+            self._serving.discard(asyncio.current_task())
             writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
 
     async def _answer(self, head: bytes, body: bytes) -> bytes | None:

@@ -13,11 +13,13 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 import pytest
@@ -42,6 +44,8 @@ _FOREIGN = (
     "AWS_SESSION_TOKEN",
     "AWS_REGION",
     "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_DYNAMODB",
+    "AWS_ENDPOINT_URL_S3",
     "AWS_ENDPOINT_URL_SQS",
     "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
 )
@@ -62,15 +66,7 @@ class SQSServer:
     @cached_property
     def boto3(self) -> Any:
         """A plain client, for what tests do beside cloudq: making queues and looking into them."""
-        import boto3
-
-        return boto3.client(
-            "sqs",
-            endpoint_url=self.endpoint,
-            region_name=REGION,
-            aws_access_key_id=AWS_ENV["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=AWS_ENV["AWS_SECRET_ACCESS_KEY"],
-        )
+        return aws_client("sqs", self.endpoint)
 
     def make_queue(self, name: str, *, dead_letter: str | None = None, max_receives: int = 10, **attributes: str) -> str:
         """Create a queue, and the dead-letter queue that it names; return its URL. A name ending in ``.fifo`` makes an ordered one."""
@@ -89,6 +85,56 @@ class SQSServer:
 
 
 _COUNTS = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed"]
+
+
+@dataclass(frozen=True)
+class DynamoDBServer:
+    """A server that speaks DynamoDB. ``serves`` names what else it speaks (``s3``)."""
+
+    kind: str
+    endpoint: str
+    serves: frozenset[str] = frozenset()
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment that leads an AWS SDK to it."""
+        return {**AWS_ENV, "AWS_ENDPOINT_URL": self.endpoint}
+
+    @cached_property
+    def boto3(self) -> Any:
+        """A plain client, for what tests do beside cloudq."""
+        return aws_client("dynamodb", self.endpoint)
+
+    @cached_property
+    def s3(self) -> Any:
+        """A plain client of the same server's S3."""
+        return aws_client("s3", self.endpoint)
+
+    @cached_property
+    def table(self) -> str:
+        """A table as ``cloudq deploy`` makes it, for all tests together."""
+        name = unique("cloudq")
+        self.boto3.create_table(
+            TableName=name,
+            BillingMode="PAY_PER_REQUEST",
+            KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}, {"AttributeName": "sk", "KeyType": "RANGE"}],
+            AttributeDefinitions=[{"AttributeName": key, "AttributeType": "S"} for key in ("pk", "sk")],
+        )
+        self.boto3.get_waiter("table_exists").wait(TableName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 20})
+        return name
+
+
+def aws_client(service: str, endpoint: str) -> Any:
+    """A plain boto3 client of a server of ours."""
+    import boto3
+
+    return boto3.client(
+        service,
+        endpoint_url=endpoint,
+        region_name=REGION,
+        aws_access_key_id=AWS_ENV["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=AWS_ENV["AWS_SECRET_ACCESS_KEY"],
+    )
 
 
 @dataclass
@@ -160,17 +206,71 @@ def missing(what: str, install: str) -> NoReturn:
 
 @contextmanager
 def moto(folder: Path) -> Iterator[SQSServer]:
-    """moto's server: SQS in memory. Slow beyond a hundred messages a queue, and closes each connection."""
-    if find_spec("moto") is None or find_spec("flask") is None:
-        missing("moto", "pip install 'moto[server]'")
-    port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    endpoint = f"http://127.0.0.1:{port}"
-    with running(command, ready=f"{endpoint}/moto-api/", log=folder / "moto.log", env=AWS_ENV):
+    """moto's server: SQS in memory. It closes each connection."""
+    with _moto(folder) as endpoint:
         yield SQSServer("moto", endpoint)
 
 
-SQS_SERVERS = {"moto": moto}
+@contextmanager
+def moto_dynamodb(folder: Path) -> Iterator[DynamoDBServer]:
+    """moto's server: DynamoDB and S3 in memory."""
+    with _moto(folder) as endpoint:
+        yield DynamoDBServer("moto", endpoint, frozenset({"s3"}))
+
+
+@contextmanager
+def _moto(folder: Path) -> Iterator[str]:
+    if find_spec("moto") is None or find_spec("flask") is None:
+        missing("moto", "pip install 'moto[server]'")
+    port = free_port()
+    command = [sys.executable, str(Path(__file__).with_name("moto_server.py")), "-H", "127.0.0.1", "-p", str(port)]
+    endpoint = f"http://127.0.0.1:{port}"
+    with running(command, ready=f"{endpoint}/moto-api/", log=folder / "moto.log", env=AWS_ENV):
+        yield endpoint
+
+
+_DYNALITE = "dynalite@4.0.0"
+_CACHE = Path(__file__).parents[1] / ".cache"
+
+
+@contextmanager
+def dynalite(folder: Path) -> Iterator[DynamoDBServer]:
+    """dynalite: DynamoDB in memory, from npm. It knows no ReturnValuesOnConditionCheckFailure, no transactions and no TTL."""
+    cli = _npm(_DYNALITE) / "node_modules" / "dynalite" / "cli.js"
+    endpoint = f"http://127.0.0.1:{(port := free_port())}"
+    command = ["node", str(cli), "--host", "127.0.0.1", "--port", str(port), "--createTableMs", "20"]
+    with running(command, ready=endpoint, log=folder / "dynalite.log"):
+        yield DynamoDBServer("dynalite", endpoint)
+
+
+def _npm(package: str) -> Path:
+    """The folder that holds an npm package, installed there once."""
+    home = _CACHE / package
+    if not home.exists():
+        if which("npm") is None or which("node") is None:
+            missing(package, "install Node.js with npm")
+        _CACHE.mkdir(exist_ok=True)
+        with TemporaryDirectory(dir=_CACHE) as fresh:
+            command = ["npm", "install", "--prefix", fresh, "--no-audit", "--no-fund", "--ignore-scripts", package]
+            ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False)
+            if ran.returncode:
+                missing(package, f"{' '.join(command)} failed: {ran.stderr[-500:]}")
+            with suppress(OSError):  # another run was quicker
+                Path(fresh).rename(home)
+                Path(fresh).mkdir()
+    return home
+
+
+@contextmanager
+def ours(folder: Path) -> Iterator[SQSServer]:
+    """Our own: the memory broker in SQS's protocol."""
+    endpoint = f"http://127.0.0.1:{(port := free_port())}"
+    command = [sys.executable, "-W", "error", "-m", "cloudq_aws.server", "--port", str(port)]
+    with running(command, ready=f"{endpoint}/_cloudq/health", log=folder / "ours.log"):
+        yield SQSServer("ours", endpoint)
+
+
+SQS_SERVERS = {"moto": moto, "ours": ours}
 """Every server that the SQS driver is tested on: a context manager each, given a folder for its log."""
 
 
@@ -189,6 +289,28 @@ def sqs(sqs_server: SQSServer, monkeypatch: pytest.MonkeyPatch) -> SQSServer:
     """The server, with this process's environment leading to it."""
     use(sqs_server.env, monkeypatch)
     return sqs_server
+
+
+DYNAMODB_SERVERS = {"dynalite": dynalite, "moto": moto_dynamodb}
+"""Every server that the DynamoDB driver is tested on, as above."""
+
+
+@pytest.fixture(scope="session", params=sorted(DYNAMODB_SERVERS))
+def dynamodb_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DynamoDBServer]:
+    """Each server that speaks DynamoDB, one after another."""
+    with DYNAMODB_SERVERS[request.param](tmp_path_factory.mktemp(request.param)) as server:
+        try:
+            yield server
+        finally:
+            server.boto3.close()
+            server.s3.close()
+
+
+@pytest.fixture
+def dynamodb(dynamodb_server: DynamoDBServer, monkeypatch: pytest.MonkeyPatch) -> DynamoDBServer:
+    """The server, with this process's environment leading to it."""
+    use(dynamodb_server.env, monkeypatch)
+    return dynamodb_server
 
 
 def use(env: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,10 +36,15 @@ class Client:
         self._opening: asyncio.Task[Any] | None = None
 
     async def request(self, action: str, *, within: float, **parameters: Any) -> dict[str, Any]:
-        """Carry out ``action`` (``SendMessageBatch``) with the SDK's retries; TimeoutError after ``within`` seconds."""
+        """Carry out ``action`` (``SendMessageBatch``) with the SDK's retries; TimeoutError after ``within`` seconds.
+
+        A streamed ``Body`` (S3 GetObject) is answered as its bytes.
+        """
         async with asyncio.timeout(within):
             sdk = await self._open()
             answer: dict[str, Any] = await getattr(sdk, _method(action))(**parameters)
+            if hasattr(body := answer.get("Body"), "read"):
+                answer["Body"] = await body.read()
             return answer
 
     async def region(self) -> str:

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from cloudq.errors import AdapterMissing, BrokerError, BrokerUnavailable, CloudQError, ConfigError, QueueNotFound
+from cloudq.errors import AdapterMissing, BrokerError, BrokerUnavailable, CloudQError, ConfigError, QueueNotFound, SeamError
 
-THROTTLED = frozenset({"RequestThrottled", "Throttling", "ThrottlingException", "TooManyRequestsException", "KmsThrottled", "OverLimit"})
-"""Codes that ask for a later try, whatever SenderFault says (AWS SQS API, common errors)."""
+THROTTLED = frozenset(
+    {
+        "KmsThrottled",
+        "OverLimit",
+        "ProvisionedThroughputExceededException",
+        "RequestLimitExceeded",
+        "RequestThrottled",
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequestsException",
+    }
+)
+"""Codes that ask for a later try, whatever SenderFault says (AWS API references, common errors of each service)."""
 
 _MISSING = frozenset({"QueueDoesNotExist", "NonExistentQueue", "InvalidAddress"})
-_DENIED = frozenset({"AccessDenied", "AccessDeniedException"})
+DENIED = frozenset({"AccessDenied", "AccessDeniedException"})
+"""Codes for what a policy does not allow."""
 _CREDENTIALS = frozenset(
     {
         "ExpiredToken",
@@ -27,6 +41,30 @@ _CREDENTIALS = frozenset(
         "UnrecognizedClientException",
     }
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An error that AWS answered with. ``tried`` says in words what was asked; ``response`` is the SDK's."""
+
+    action: str
+    tried: str
+    code: str
+    detail: str
+    response: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """What the failures of one AWS service become."""
+
+    name: str
+    url: str
+    """An adapter URL that holds a region, for advice."""
+    error: type[SeamError]
+    unavailable: type[SeamError]
+    refused: Callable[[Refusal], CloudQError | None]
+    """The error for an answer with a meaning of its own in this service; ``None`` leaves it to what all services share."""
 
 
 class RequestRefused(BrokerError):
@@ -49,52 +87,66 @@ def mapped(action: str, queue: str) -> Generator[None]:
     Unreachable, no answer in time, throttled or failing inside AWS: BrokerUnavailable. No such queue: QueueNotFound. No
     credentials, profile or region: ConfigError. Refused for its content: RequestRefused. The rest: BrokerError.
     """
+    with mapped_to(_SQS, action, f"{action} on queue {queue!r}"):
+        yield
+
+
+@contextmanager
+def mapped_to(service: Service, action: str, tried: str) -> Generator[None]:
+    """Turn what a request raises into the errors of ``service``, ``raise … from``; ``tried`` begins the message."""
     try:
         yield
     except CloudQError:
         raise
     except Exception as error:
-        raise _translate(error, action, queue) from error
+        raise _translate(error, service, action, tried) from error
 
 
-def _translate(error: Exception, action: str, queue: str) -> CloudQError:
-    tried = f"{action} on queue {queue!r}"
+def _translate(error: Exception, service: Service, action: str, tried: str) -> CloudQError:
     if isinstance(error, ModuleNotFoundError):
-        return AdapterMissing(f"SQS needs the package {error.name!r}, which is not installed: pip install 'cloudq-tasks[aws]'")
+        return AdapterMissing(f"{service.name} needs the package {error.name!r}, which is not installed: pip install 'cloudq-tasks[aws]'")
     if isinstance(error, TimeoutError):
-        return BrokerUnavailable(f"{tried}: AWS did not answer in time; the request may or may not have been carried out")
+        return service.unavailable(f"{tried}: AWS did not answer in time; the request may or may not have been carried out")
     sdk: Any = import_module("botocore.exceptions")  # by name: the SDK ships no types, and nothing loads it before it is used
     if isinstance(error, sdk.ClientError):
-        return _answered(error, tried, action)
+        return _answered(getattr(error, "response", {}), service, action, tried)
     if isinstance(error, (sdk.HTTPClientError, sdk.ConnectionError, sdk.IncompleteReadError, OSError)):
-        return BrokerUnavailable(f"{tried}: AWS could not be reached ({error}); check the network, the region and AWS_ENDPOINT_URL")
+        return service.unavailable(f"{tried}: AWS could not be reached ({error}); check the network, the region and AWS_ENDPOINT_URL")
     if isinstance(error, sdk.NoRegionError):
-        return ConfigError("no AWS region: write it in the URL (sqs://eu-west-1/), or set AWS_DEFAULT_REGION")
+        return ConfigError(f"no AWS region: write it in the URL ({service.url}), or set AWS_DEFAULT_REGION")
     if isinstance(error, (sdk.NoCredentialsError, sdk.PartialCredentialsError, sdk.CredentialRetrievalError, sdk.TokenRetrievalError)):
         return ConfigError(
             f"{tried}: no usable AWS credentials ({error}); set AWS_PROFILE, AWS_ACCESS_KEY_ID + AWS_SECRET_ACCESS_KEY, or a role"
         )
     if isinstance(error, (sdk.ProfileNotFound, sdk.ConfigParseError, sdk.ConfigNotFound, sdk.InvalidRegionError, ValueError)):
         return ConfigError(f"the AWS settings of this process are wrong: {error}; check the region, the profile and AWS_ENDPOINT_URL")
-    return BrokerError(f"{tried}: {type(error).__name__}: {error}")
+    return service.error(f"{tried}: {type(error).__name__}: {error}")
 
 
-def _answered(error: Exception, tried: str, action: str) -> CloudQError:
-    response = getattr(error, "response", {})
+def _answered(response: Mapping[str, Any], service: Service, action: str, tried: str) -> CloudQError:
     code = short_code(response.get("Error", {}).get("Code", ""))
     detail = response.get("Error", {}).get("Message", "") or "no reason given"
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if code in _CREDENTIALS:
+        return service.error(f"{tried}: AWS does not accept the credentials ({code}: {detail})")
+    if code in THROTTLED or status >= 500 or status == 429:
+        return service.unavailable(f"{tried}: AWS could not serve it now ({code or status}: {detail}); try again later")
+    refused = service.refused(Refusal(action, tried, code or str(status), detail, response))
+    return refused or service.error(f"{tried}: AWS refused it ({code or status}: {detail})")
+
+
+def _refused_by_sqs(refusal: Refusal) -> CloudQError:
+    tried, action, code = refusal.tried, refusal.action, refusal.code
     if code in _MISSING:
         return QueueNotFound(
             f"{tried}: there is no such queue in this account and region; create it ('cloudq deploy' writes the template), "
             "or correct the queue's name, the URL's region or its prefix"
         )
-    if code in _DENIED:
+    if code in DENIED:
         if action == "GetQueueUrl":
             return QueueNotFound(f"{tried}: access denied; allow sqs:GetQueueUrl on it, or name the queue by its full URL")
         return BrokerError(f"{tried}: access denied; allow sqs:{action.removesuffix('Batch')} on it")
-    if code in _CREDENTIALS:
-        return BrokerError(f"{tried}: AWS does not accept the credentials ({code}: {detail})")
-    if code in THROTTLED or status >= 500 or status == 429:
-        return BrokerUnavailable(f"{tried}: AWS could not serve it now ({code or status}: {detail}); try again later")
-    return RequestRefused(f"{tried}: AWS refused it ({code or status}: {detail})", code=code)
+    return RequestRefused(f"{tried}: AWS refused it ({code}: {refusal.detail})", code=code)
+
+
+_SQS = Service(name="SQS", url="sqs://eu-west-1/", error=BrokerError, unavailable=BrokerUnavailable, refused=_refused_by_sqs)

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         console.print(f"{folder} holds no files to index; say: make demo FOLDER=path/to/folder", markup=False)
         return 2
     console.print()
-    some = f"the first {len(files)} of {len(found):,} files" if len(found) > len(files) else f"{len(files)} files"
+    some = f"the first {len(files)} of {len(found):,} files" if len(found) > len(files) else several(len(files), "file")
     console.print(f"[bold]An index of {escape(short(folder))}[/]: {some}, a task each")
     signal.signal(signal.SIGTERM, interrupted)
     for setting in [name for name in os.environ if name.startswith(("AWS_", "CLOUDQ_"))]:
@@ -157,11 +157,9 @@ def index_folder(
     with progress_bars() as bars:
         indexed = bars.add_task("index", total=len(files))
         compared = bars.add_task("find_duplicates", total=len(files))
-        for ready in follow(entries, alive):
-            bars.update(indexed, completed=ready)
-            bars.update(compared, completed=progress_of(comparing))
-        comparing.get(timeout=PATIENCE)
-        bars.update(compared, completed=len(files))
+        for waiting in follow([*entries, comparing], alive):
+            bars.update(indexed, completed=len(files) - sum(result is not comparing for result in waiting))
+            bars.update(compared, completed=progress_of(comparing) if comparing in waiting else len(files))
 
     index = [result.get() for result in entries if result.successful()]
     words = Counter[str]()
@@ -179,7 +177,7 @@ def index_folder(
     queue = app.dead_letter_queue(app.conf.default_queue)
     dead = app.use_broker(lambda _: letters.scan(app, queue)).letters
     for letter in dead:
-        say("dead", "red", f"{letter.task}: {letter.error.get('type')}: the call is kept in {queue!r}")
+        say("dead", "red", f"{letter.task}: {letter.error.get('type')} ({letter.reason}), in {queue!r}")
     console.print()
     if first is not None and first.words == words:
         console.print("  The index is the same as before, word for word.")
@@ -192,8 +190,8 @@ def index_folder(
     return Tally(len(results), done, len(dead), words)
 
 
-def follow(results: Sequence[AsyncResult[Any]], alive: Callable[[], bool]) -> Iterator[int]:
-    """Yield how many have ended, until all have."""
+def follow(results: Sequence[AsyncResult[Any]], alive: Callable[[], bool]) -> Iterator[Sequence[AsyncResult[Any]]]:
+    """Yield those that have not ended, until all have."""
     waiting, deadline = list(results), time.monotonic() + PATIENCE
     while waiting:
         if time.monotonic() > deadline:
@@ -202,7 +200,7 @@ def follow(results: Sequence[AsyncResult[Any]], alive: Callable[[], bool]) -> It
             raise OSError("the worker process has ended")
         time.sleep(0.05)
         waiting = [result for result in waiting if not result.ready()]
-        yield len(results) - len(waiting)
+        yield waiting
 
 
 def progress_of(result: AsyncResult[Any]) -> int:
@@ -251,8 +249,8 @@ def show_index(index: Sequence[Any], words: Counter[str], duplicates: Sequence[S
         f"{sum(entry.bytes for entry in index) / 1e6:,.1f} MB",
         f"{sum(entry.lines for entry in index):,} lines",
         f"{len(words):,} different words",
-        *([f"{pictures} pictures"] if pictures else []),
-        f"{sum(len(group) - 1 for group in duplicates)} duplicates",
+        *([several(pictures, "picture")] if pictures else []),
+        several(sum(len(group) - 1 for group in duplicates), "duplicate"),
     ]
     console.print(f"  [dim]{' · '.join(facts)}[/]")
 
@@ -271,6 +269,10 @@ def conclude(first: Tally, second: Tally) -> int:
     return 0
 
 
+def several(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def short(path: Path) -> str:
     home = Path.home()
     return f"~/{path.relative_to(home)}" if path.is_relative_to(home) and path != home else str(path)
@@ -280,10 +282,10 @@ def short(path: Path) -> str:
 
 
 def files_of(folder: Path) -> Iterator[Path]:
-    """The files below, without what is hidden, generated, linked, large or not ours to read."""
+    """The files below, without what is hidden, generated, linked, large, not ours to read or oddly named."""
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in SKIPPED]
-        for path in (Path(place, name) for name in names if not name.startswith(".")):
+        for path in (Path(place, name) for name in names if not name.startswith(".") and name.isprintable()):
             if path.is_file() and not path.is_symlink() and os.access(path, os.R_OK) and path.stat().st_size <= LARGEST:
                 yield path
 

@@ -42,6 +42,8 @@ class _Batch:
     """The calls that ``with app.batch()`` holds back."""
 
     calls: list[Prepared] = field(default_factory=lambda: [])
+    ended: bool = False
+    """The block is over; coroutines and threads that inherited its context send by themselves."""
 
 
 class CloudQ:
@@ -346,13 +348,16 @@ class CloudQ:
         if self.conf.task_always_eager:
             return [self.send_signature(each) for each in signatures]
         prepared = [self._prepare_signature(each) for each in signatures]
-        return self._dispatch_many(prepared)
+        self._dispatch_many([each for each in prepared if not self._held_back(each)])
+        return [results.AsyncResult(each.id, self) for each in prepared]
 
     async def asend_many(self, signatures: Iterable[Signature[R]]) -> list[results.AsyncResult[R]]:
         """``send_many`` for a coroutine."""
         if self.conf.task_always_eager:
             return [self.send_signature(each) for each in signatures]
-        return await self._adispatch_many([self._prepare_signature(each) for each in signatures])
+        prepared = [self._prepare_signature(each) for each in signatures]
+        await self._adispatch_many([each for each in prepared if not self._held_back(each)])
+        return [results.AsyncResult(each.id, self) for each in prepared]
 
     @contextmanager
     def batch(self) -> Generator[None, None, None]:
@@ -361,7 +366,7 @@ class CloudQ:
         Calls are checked at once, and their results can be kept. Leaving the block by an exception sends nothing; otherwise
         BatchSendError says which calls were not accepted. An inner block belongs to the outer one.
         """
-        if self._batch.get() is not None:
+        if self._open_batch() is not None:
             yield
             return
         batch = _Batch()
@@ -370,12 +375,13 @@ class CloudQ:
             yield
         finally:
             self._batch.reset(token)
+            batch.ended = True
         self._dispatch_many(batch.calls)
 
     @asynccontextmanager
     async def abatch(self) -> AsyncGenerator[None, None]:
         """``batch`` for a coroutine: ``async with app.abatch(): ...``."""
-        if self._batch.get() is not None:
+        if self._open_batch() is not None:
             yield
             return
         batch = _Batch()
@@ -384,6 +390,7 @@ class CloudQ:
             yield
         finally:
             self._batch.reset(token)
+            batch.ended = True
         await self._adispatch_many(batch.calls)
 
     def result(self, id: str) -> results.AsyncResult[Any]:
@@ -406,6 +413,10 @@ class CloudQ:
         task = self.tasks.get(signature.task)
         return calls.prepare(self, signature.task, task, signature.args, signature.kwargs, signature.options or None)
 
+    def _open_batch(self) -> _Batch | None:
+        batch = self._batch.get()
+        return None if batch is None or batch.ended else batch
+
     def _held_back(self, prepared: Prepared) -> bool:
         """Whether a batch or a transaction sends it later."""
         if prepared.after_commit:
@@ -414,7 +425,7 @@ class CloudQ:
             prepared.after_commit = False
             self.conf.after_commit(lambda: self._send(prepared))
             return True
-        batch = self._batch.get()
+        batch = self._open_batch()
         if batch is None:
             return False
         batch.calls.append(prepared)
@@ -451,7 +462,10 @@ class CloudQ:
         failed = self.sender.send_many([(each.queue, each.outgoing, each.id) for each in prepared])
         accepted = self._accepted(prepared, failed)
         if accepted:
-            self.use_store(lambda store: self._record_many(store, accepted))
+            try:
+                self.use_store(lambda store: self._record_many(store, accepted))
+            except TimeoutError:  # the calls are accepted: that QUEUED cannot be shown must not fail them
+                logger.warning("QUEUED could not be recorded in time for all of %d tasks", len(accepted))
         return self._sent_many(prepared, failed)
 
     async def _adispatch_many(self, prepared: Sequence[Prepared]) -> list[results.AsyncResult[Any]]:

@@ -114,7 +114,9 @@ def signature_json(app: CloudQ, signature: Signature[Any]) -> dict[str, Any]:
     else:
         args, kwargs = task.codec.encode_partial(signature.args, signature.kwargs)
     options = signature.options
-    if refused := options.keys() & {"task_id", "eta", "after_commit"}:
+    refused = options.keys() & {"task_id", "eta", "after_commit"}
+    if refused or isinstance(options.get("expires"), datetime):
+        refused = refused or {"expires= as a datetime (give a duration)"}
         raise ArgumentsError(f"the signature of {signature.task!r} cannot be linked with {', '.join(sorted(refused))}", task=signature.task)
     fields: dict[str, Any] = {"task": signature.task, "queue": queue_of(app, signature.task, task, options)}
     if args:

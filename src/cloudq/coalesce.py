@@ -10,7 +10,9 @@ from typing import Final, Generic, TypeVar
 Item = TypeVar("Item")
 
 LINGER: Final = 0.005
-"""Seconds that a partial batch waits for more while a request is in flight."""
+"""Seconds that a partial batch waits for more while a request is in flight, where half a round trip is no longer."""
+MOST_LINGER: Final = 0.1
+"""Seconds that it waits at most, however slow the server."""
 IN_FLIGHT: Final = 16
 """Requests at once; more gain nothing over a botocore client (its CPU is the ceiling)."""
 
@@ -19,8 +21,9 @@ class Coalescer(Generic[Item]):
     """Gathers items and hands them to ``perform`` in batches of at most ``count`` items and ``weight`` bytes. Not thread-safe: one loop.
 
     With nothing in flight an item goes at once (with those added in the same turn of the loop), unless ``eager`` is false. While a
-    request is in flight later items gather: a full batch goes at once, a partial one waits ``linger`` seconds, or an eighth
-    of the present round trip where that is longer: a server that takes 100 ms is busy, and half-empty batches would make it busier.
+    request is in flight later items gather: a full batch goes at once, a partial one waits ``linger`` seconds, or half of
+    the present round trip where that is longer (up to MOST_LINGER): those whose requests are in flight call again within one, so the
+    batch fills, a call takes one and a half round trips at worst, and a server that is slow because it is busy gets no half-empty requests.
     ``perform`` answers for its items itself and must not raise.
     """
 
@@ -68,7 +71,7 @@ class Coalescer(Generic[Item]):
             if self._eager and not self._tasks:
                 self._timer = loop.call_soon(self._elapsed)
             else:
-                self._timer = loop.call_later(max(self._linger, self._trip / 8), self._elapsed)
+                self._timer = loop.call_later(self._pause, self._elapsed)
 
     def flush(self) -> None:
         """Send what waits without lingering."""
@@ -81,6 +84,10 @@ class Coalescer(Generic[Item]):
             self.flush()
             if self._tasks:
                 await asyncio.wait(set(self._tasks), return_when=asyncio.FIRST_COMPLETED)
+
+    @property
+    def _pause(self) -> float:
+        return max(self._linger, min(self._trip / 2, MOST_LINGER))
 
     def _elapsed(self) -> None:
         self._timer = None
@@ -104,7 +111,7 @@ class Coalescer(Generic[Item]):
                 self._timer.cancel()
                 self._timer = None
         elif self._timer is None and len(self._tasks) < self._limit:
-            self._timer = asyncio.get_running_loop().call_later(max(self._linger, self._trip / 8), self._elapsed)
+            self._timer = asyncio.get_running_loop().call_later(self._pause, self._elapsed)
 
     def _take(self) -> list[Item]:
         batch: list[Item] = []

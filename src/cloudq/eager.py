@@ -52,7 +52,8 @@ def _run(app: CloudQ, queue: str, body: str) -> AsyncResult[Any]:
     match outcome:
         case Done(value):
             document.update(state=states.SUCCESS, value=value)
-            _links(app, job, "link", value)
+            if outcome.kept:
+                _links(app, job, "link", value)
         case Dead(reason, error, state):
             document.update(state=state, reason=reason, error=error.as_json() if error else {})
             told = {"id": message.id, "task": message.task, "queue": queue, "reason": reason, "error": error.as_json() if error else None}

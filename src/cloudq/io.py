@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 from cloudq.errors import Closed, ConfigError
@@ -112,12 +113,13 @@ class IOThread:
                 thread.join(timeout * 0.2)
 
     async def _wind_down(self, timeout: float) -> None:
-        async with asyncio.timeout(timeout):
-            for closer in reversed(self._closers):
-                try:
-                    await closer()
-                except Exception as error:
-                    print(f"cloudq: closing failed: {error!r}", file=sys.stderr)  # noqa: T201  # logging may be gone at exit
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                for closer in reversed(self._closers):
+                    try:
+                        await closer()
+                    except Exception as error:
+                        print(f"cloudq: closing failed: {error!r}", file=sys.stderr)  # noqa: T201  # logging may be gone at exit
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         for task in rest:
             task.cancel()

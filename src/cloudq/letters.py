@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from cloudq.broker import Broker, Delivery, Outgoing, QueueStats, SettleError
 from cloudq.errors import BrokerError, BrokerUnavailable, DecodeError, QueueNotFound
@@ -30,7 +30,9 @@ TRIES: Final = 3
 WAIT: Final = 1.0
 """Seconds that a receive waits; on SQS any wait asks all of a queue's servers, and none asks a sample."""
 
-Progress = Callable[[int], None]
+_Request: TypeAlias = Callable[[Sequence[Delivery]], Awaitable[Sequence[SettleError | None]]]
+
+Progress: TypeAlias = Callable[[int], None]
 """Told how many messages are done; called on the I/O loop, so it must not block."""
 
 
@@ -265,9 +267,10 @@ async def _redrive_batch(
         return
     if not ready:
         return
-    failures = await app.sender.asend_many([(target, outgoing, letter.id) for letter, target, outgoing in ready])
-    accepted = [(letter, target) for index, (letter, target, _) in enumerate(ready) if index not in failures]
-    done.failed += [(ready[index][0], str(error)) for index, error in failures.items()]
+    sends = [app.sender.asend(target, outgoing, letter.id) for letter, target, outgoing in ready]
+    answers = await asyncio.gather(*sends, return_exceptions=True)
+    accepted = [(letter, target) for (letter, target, _), answer in zip(ready, answers, strict=True) if answer is None]
+    done.failed += [(letter, str(answer)) for (letter, _, _), answer in zip(ready, answers, strict=True) if answer is not None]
     done.sent += accepted
     done.kept += await reading.ack([letter for letter, _ in accepted])
 
@@ -309,7 +312,7 @@ def _outgoing(letter: Letter, body: str) -> Outgoing:
 
 
 @asynccontextmanager
-async def _reading(app: CloudQ, queue: str, stats: QueueStats, *, most: int | None = None) -> AsyncIterator[_Reading]:
+async def _reading(app: CloudQ, queue: str, stats: QueueStats, *, most: int | None = None) -> AsyncGenerator[_Reading]:
     reading = _Reading(app, queue, stats, most)
     keeper = asyncio.create_task(reading.keep())
     try:
@@ -354,6 +357,7 @@ class _Reading:
                 failures += 1
                 if failures >= TRIES:
                     raise
+                await asyncio.sleep(0.1 * failures)
                 continue
             failures = 0
             fresh = self._hold(received)
@@ -397,7 +401,7 @@ class _Reading:
         for delivery in await self._settle(held, lambda batch: self._broker.extend(batch, 0)):
             logger.debug("message %s on %r was not given back", delivery.message_id, self._queue)
 
-    async def _settle(self, deliveries: Sequence[Delivery], request: Any) -> list[Delivery]:
+    async def _settle(self, deliveries: Sequence[Delivery], request: _Request) -> list[Delivery]:
         """Do ``request`` in batches, again for entries that failed; returns those that failed for good."""
         failed: list[Delivery] = []
         for batch in self._batches(deliveries):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback as _traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
@@ -88,13 +89,15 @@ class Dead:
 class Dropped:
     """Nothing to do: revoked, expired, superseded, or a duplicate of finished work.
 
-    ``state`` is what the result then says (``None``: it stays as it is); ``follow_ups`` whether those of the finished work are sent again.
+    ``state`` is what the result then says (``None``: it stays as it is); ``follow_ups`` whether those of the finished work are sent again:
+    its links with ``value``, or where ``ended`` holds the record of work that ended without one, its error links.
     """
 
     why: str
     state: str | None = None
     value: Any = None
     follow_ups: bool = False
+    ended: Mapping[str, Any] | None = None
 
 
 Outcome: TypeAlias = Done | Again | Later | Dead | Dropped

@@ -13,6 +13,9 @@ from cloudq.store import MISSING, Document, Store, Value
 
 KIND: Final = "task"
 
+IGNORED: Final = "the task raised Ignore"
+"""The reason in a SUCCESS that has no value and calls no links."""
+
 Edit: TypeAlias = Callable[[dict[str, Any]], None]
 
 # The fields of the document; all but the first three may be absent. Instants are Unix time in seconds.
@@ -162,7 +165,9 @@ def _refusal(found: Document, message: Message, owner: str, now: float) -> Later
     if state in states.TERMINAL:
         if state in states.REOPENED_BY_REDRIVE and message.first > attempt:
             return None
-        return Dropped(f"it has ended already: {state}", value=document.get("value"), follow_ups=state == states.SUCCESS)
+        ended = None if state == states.SUCCESS else document
+        follow_ups = ended is not None or document.get("reason") != IGNORED
+        return Dropped(f"it has ended already: {state}", value=document.get("value"), follow_ups=follow_ups, ended=ended)
     if message.attempt < attempt:
         return Dropped(f"attempt {message.attempt} is superseded by attempt {attempt}")
     if document.get("revoked"):

@@ -247,12 +247,17 @@ class Sender:
         failures: dict[int, Exception] = {}
         for queue, indices in _packed(entries, self.broker):
             batch = [entries[i][1] for i in indices]
-            answers: Sequence[Answer] | None = None
+            answers: list[Answer] | None = None
             if not any(outgoing.delay for outgoing in batch):
-                with suppress(BrokerUnavailable):
-                    answers = await self.broker.send(queue, batch)
-            if answers is None or any(answers):
-                answers = await self._send_local(queue, batch, [entries[i][2] for i in indices])
+                with suppress(BrokerError):
+                    answers = [*await self.broker.send(queue, batch)]
+            again = [k for k in range(len(batch)) if answers is None or _retryable(answers[k])]
+            if again:
+                repeated = await self._send_local(queue, [batch[k] for k in again], [entries[indices[k]][2] for k in again])
+                answers = [None] * len(batch) if answers is None else answers
+                for k, answer in zip(again, repeated, strict=True):
+                    answers[k] = answer
+            assert answers is not None
             failures.update((i, answer) for i, answer in zip(indices, answers, strict=True) if answer is not None)
         return failures
 
@@ -296,13 +301,22 @@ class Sender:
             answers: Sequence[Answer] = await self.broker.send(queue, [parcel.outgoing for parcel in parcels])
         except Exception as error:
             answers = [error] * len(parcels)
+        again: list[Parcel] = []
+        longest = 0.0
         for parcel, answer in zip(parcels, answers, strict=True):
             pause = PAUSES[min(parcel.tries, len(PAUSES) - 1)]
             if _retryable(answer) and time.monotonic() + pause < parcel.give_up:
                 parcel.tries += 1
-                asyncio.get_running_loop().call_later(pause, self._lane(parcel).add, parcel, weigh(parcel.outgoing))
+                if parcel.outgoing.group is not None:
+                    again.append(parcel)
+                    longest = max(longest, pause)
+                else:
+                    asyncio.get_running_loop().call_later(pause, self._lane(parcel).add, parcel, weigh(parcel.outgoing))
             else:
                 parcel.tell(answer)
+        if again:  # their lane has this one request: nothing overtakes them meanwhile
+            await asyncio.sleep(longest)
+            await self._send_batch(queue, again)
 
     async def _by_timer(self, parcel: Parcel) -> None:
         answer = await self._set_timer(parcel.queue, parcel.outgoing, parcel.task_id)
@@ -322,9 +336,12 @@ class Sender:
         return None
 
     async def drain(self) -> None:
-        """Wait until everything posted has been answered (on the I/O loop)."""
-        while self._inbox or any(lane.busy for lane in self._lanes.values()):
-            await asyncio.sleep(0.005)
+        """Wait until everything posted has been answered (on the I/O loop, before it ends: the next one begins afresh)."""
+        try:
+            while self._inbox or any(lane.busy for lane in self._lanes.values()):
+                await asyncio.sleep(0.005)
+        finally:
+            self._forget()
 
 
 def weigh(outgoing: Outgoing) -> int:

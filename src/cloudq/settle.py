@@ -98,7 +98,8 @@ async def _done(app: CloudQ, job: Job, outcome: Done) -> Verdict:
         message, task = job.message, job.task
         assert message is not None and task is not None
         ignored = message.ignore_result or task.settings.ignore_result
-        await job.claim.finish(states.SUCCESS, at=app.clock.time(), value=None if ignored and not message.link else outcome.value)
+        value = None if ignored and not message.link else outcome.value
+        await job.claim.finish(states.SUCCESS, at=app.clock.time(), value=value, reason=None if outcome.kept else records.IGNORED)
     if outcome.kept:
         await _follow_up(app, job, outcome.value)
     return Verdict.ACK
@@ -140,7 +141,7 @@ async def _dead(app: CloudQ, job: Job, outcome: Dead) -> Verdict:
     await _send_body(app, job, app.dead_letter_queue(queue), dead_letter(job.delivery.body, fields, note), note)
     if job.message is not None:
         await _finish(app, job, outcome.state, reason=outcome.reason, error=outcome.error)
-        await _error_links(app, job, outcome.reason, outcome.error)
+        await _error_links(app, job, outcome.reason, outcome.error.as_json() if outcome.error else None)
     return Verdict.ACK
 
 
@@ -148,7 +149,9 @@ async def _dropped(app: CloudQ, job: Job, outcome: Dropped) -> Verdict:
     if outcome.state is not None:
         await _finish(app, job, outcome.state, reason=outcome.why, error=None)
         await _error_links(app, job, outcome.why, None)
-    if outcome.follow_ups:
+    if outcome.follow_ups and outcome.ended is not None:
+        await _error_links(app, job, outcome.ended.get("reason", ""), outcome.ended.get("error"))
+    elif outcome.follow_ups:
         await _follow_up(app, job, outcome.value)
     return Verdict.ACK
 
@@ -171,7 +174,7 @@ async def _follow_up(app: CloudQ, job: Job, value: Any) -> None:
     await _send_links(app, job, message.link, "link", value)
 
 
-async def _error_links(app: CloudQ, job: Job, reason: str, error: Failure | None) -> None:
+async def _error_links(app: CloudQ, job: Job, reason: str, error: Mapping[str, Any] | None) -> None:
     message = job.message
     if message is None or not message.link_error:
         return
@@ -180,7 +183,7 @@ async def _error_links(app: CloudQ, job: Job, reason: str, error: Failure | None
         "task": message.task,
         "queue": job.delivery.queue,
         "reason": reason,
-        "error": error.as_json() if error else None,
+        "error": error,
     }
     await _send_links(app, job, message.link_error, "link_error", told)
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from cloudq import CloudQ, Middleware
-from cloudq.outcome import Outcome
+from cloudq.outcome import Again, Outcome
 from cloudq.request import Request
 
 if os.environ.get("PROCESS_TASKS_FAIL") == "import" and "cloudq.worker.child" in sys.argv[0].replace("/", "."):
@@ -24,9 +24,15 @@ class Notes(Middleware):
     """Notes which process ran a hook."""
 
     def after_run(self, request: Request, outcome: Outcome) -> None:
+        self.note("after_run")
+
+    def on_retry(self, request: Request, outcome: Again) -> None:
+        self.note("on_retry")
+
+    def note(self, hook: str) -> None:
         if "PROCESS_TASKS_NOTES" in os.environ:
             with Path(os.environ["PROCESS_TASKS_NOTES"]).open("a") as notes:
-                notes.write(f"{type(outcome).__name__} {os.getpid()}\n")
+                notes.write(f"{hook} {os.getpid()}\n")
 
 
 app = CloudQ("process-tests", default_queue=os.environ.get("PROCESS_TASKS_QUEUE", "default"), crash_cap=2, middleware=[Notes()])
@@ -46,6 +52,11 @@ async def pid_of_a_coroutine() -> int:
 @app.task
 def pid() -> int:
     return os.getpid()
+
+
+@app.task
+def repeat(text: str, times: int) -> str:
+    return text * times
 
 
 @app.task
@@ -80,10 +91,16 @@ async def dawdle_unheeding() -> None:
 
 
 @app.task
-def touch_and_wait(path: str, wait: float) -> str:
+def touch_and_wait(path: str, wait: float = 60) -> str:
     Path(path).write_text(str(os.getpid()))
     time.sleep(wait)
     return "waited"
+
+
+@app.task
+def touch_and_hold_the_gil(path: str) -> None:
+    Path(path).write_text(str(os.getpid()))
+    ctypes.PyDLL(None).sleep(60)
 
 
 @app.task(timeout=1)

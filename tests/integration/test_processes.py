@@ -22,7 +22,7 @@ from cloudq.broker import Delivery
 from cloudq.errors import ConfigError
 from cloudq.loading import load_app, reference_of
 from cloudq.message import Message, new_id
-from cloudq.outcome import Again, Dead, Done, Outcome
+from cloudq.outcome import Again, Dead, Done, Later, Outcome
 from cloudq.runner import Runner
 from cloudq.worker import Worker, WorkerOptions
 from cloudq.worker.flight import Flight
@@ -129,6 +129,7 @@ def test_sync_and_async_tasks_run_in_another_process_and_their_values_come_back(
         child = await it.value("pid")
         assert child != os.getpid()
         assert await it.value("pid_of_a_coroutine") == child, "one child serves both kinds"
+        assert await it.value("repeat", "0123456789" * 10_000, 50) == "0123456789" * 500_000
 
     bench(module.app, use)
 
@@ -287,13 +288,16 @@ def test_signals_end_no_task_but_the_programs_that_it_starts(module: ModuleType)
     bench(module.app, use)
 
 
-def test_hooks_of_a_run_run_in_the_child(module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hooks_of_a_run_run_in_the_child_and_those_of_its_death_here(
+    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     notes = tmp_path / "notes"
     monkeypatch.setenv("PROCESS_TASKS_NOTES", str(notes))
 
     async def use(it: Bench) -> None:
         child = await it.value("pid")
-        assert notes.read_text() == f"Done {child}\n"
+        await it.run("kill_own_process")
+        assert notes.read_text() == f"after_run {child}\non_retry {os.getpid()}\n"
 
     bench(module.app, use)
 
@@ -318,6 +322,22 @@ def test_a_memory_broker_is_refused(module: ModuleType, monkeypatch: pytest.Monk
     monkeypatch.setenv("CLOUDQ_BROKER", "memory://")
     with pytest.raises(ConfigError, match="memory://"):
         bench(module.app, lambda it: asyncio.sleep(0))
+
+
+def test_what_waits_for_children_that_no_longer_start_goes_to_other_workers(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(it: Bench) -> None:
+        child = await it.value("pid")
+        monkeypatch.setenv("PROCESS_TASKS_FAIL", "import")
+        os.kill(child, signal.SIGKILL)
+        outcome = await it.run("pid")
+        assert isinstance(outcome, Later)
+        assert "do not start" in outcome.why
+        monkeypatch.delenv("PROCESS_TASKS_FAIL")
+        await asyncio.sleep(0.1)
+        outcomes = [await it.run("pid") for _ in range(2)]
+        assert isinstance(outcomes[-1], Done)
+
+    bench(module.app, use)
 
 
 # ------------------------------------------------------------------ finding the app
@@ -393,9 +413,7 @@ def test_a_worker_with_processes_gives_results_and_its_tasks_send_calls(shop: Mo
     wait_until(lambda: not children_of(os.getpid()))
 
 
-def test_a_task_that_always_kills_its_process_is_dead_lettered_with_that_reason_and_others_go_on(
-    shop: ModuleType, sqs: SQSServer
-) -> None:
+def test_a_task_that_always_kills_its_process_is_dead_lettered_with_that_reason_and_others_go_on(shop: ModuleType, sqs: SQSServer) -> None:
     with worker(shop.app):
         bad = shop.kill_own_process.delay()
         stuck = shop.hold_the_gil.delay()
@@ -409,7 +427,57 @@ def test_a_task_that_always_kills_its_process_is_dead_lettered_with_that_reason_
     assert "it ran over its time limit" in text
 
 
-def test_no_child_outlives_a_worker_that_is_killed(shop: ModuleType, tmp_path: Path) -> None:
+def test_a_task_that_outlasts_the_grace_time_is_ended_and_its_message_given_back(shop: ModuleType, sqs: SQSServer, tmp_path: Path) -> None:
+    path = tmp_path / "running"
+    with worker(shop.app, grace=0.3):
+        sent = shop.touch_and_wait.delay(str(path))
+        wait_until(lambda: path.exists() and path.read_text())
+    assert not is_alive(int(path.read_text()))
+    url = sqs.boto3.get_queue_url(QueueName=shop.app.conf.default_queue)["QueueUrl"]
+    assert sent.id in sqs.boto3.receive_message(QueueUrl=url)["Messages"][0]["Body"]
+
+
+SCRIPT = """
+from cloudq import CloudQ
+from cloudq.worker import Worker, WorkerOptions
+import os
+
+app = CloudQ("script", default_queue=os.environ["PROCESS_TASKS_QUEUE"])
+
+@app.task
+def shout(text: str) -> str:
+    return text.upper()
+
+def main() -> None:
+    result = shout.delay("done")
+    Worker(app, WorkerOptions(processes=1, drain=True, wait=1)).run()
+    print(result.get(timeout=5))
+"""
+
+
+def test_a_script_can_be_its_own_worker(shop: ModuleType, tmp_path: Path) -> None:
+    script = tmp_path / "a_script.py"
+    script.write_text(f"{SCRIPT}\nif __name__ == '__main__':\n    main()\n")
+    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=30, check=False)
+    assert ran.stdout.strip() == "DONE", ran.stderr
+
+
+def test_a_script_whose_import_starts_a_worker_is_told_so(shop: ModuleType, tmp_path: Path) -> None:
+    script = tmp_path / "a_script.py"
+    script.write_text(f"{SCRIPT}\nmain()\n")
+    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=30, check=False)
+    assert ran.returncode == 1
+    assert "put that under if __name__ == '__main__':" in ran.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        "touch_and_wait",
+        pytest.param("touch_and_hold_the_gil", marks=pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")),
+    ],
+)
+def test_no_child_outlives_a_worker_that_is_killed(shop: ModuleType, tmp_path: Path, task: str) -> None:
     running = [tmp_path / "one", tmp_path / "two"]
     program = f"""if True:
         from cloudq.loading import load_app
@@ -419,7 +487,7 @@ def test_no_child_outlives_a_worker_that_is_killed(shop: ModuleType, tmp_path: P
     process = subprocess.Popen([sys.executable, "-c", program])
     try:
         for path in running:
-            shop.touch_and_wait.delay(str(path), 60)
+            shop.app[f"{MODULE}.{task}"].delay(str(path))
         wait_until(lambda: all(path.exists() and path.read_text() for path in running))
         children = children_of(process.pid)
         assert sorted(children) == sorted(int(path.read_text()) for path in running)

@@ -46,10 +46,10 @@ def root(
 ) -> None:
     """Background tasks on a cloud queue.
 
-    [dim]cloudq -A shop.tasks:app dev[/]                    work on your machine, reloading as you edit
-    [dim]cloudq -A shop.tasks:app worker[/]                 work in production
+    [dim]cloudq -A shop.tasks:app dev[/]         on your machine, reloading as you edit
+    [dim]cloudq -A shop.tasks:app worker[/]      in production
     [dim]cloudq -A shop.tasks:app call shop.tasks.add 1 2 --wait[/]
-    [dim]cloudq -A shop.tasks:app dlq list[/]               what failed, and why
+    [dim]cloudq -A shop.tasks:app dlq list[/]    what failed, and why
 
     The app can also be named by CLOUDQ_APP, or by [bold]app = "shop.tasks:app"[/] under \\[tool.cloudq] in pyproject.toml.
     """

@@ -52,7 +52,7 @@ def call(
     force: Annotated[bool, typer.Option("--force", help="Send also what this app does not know.")] = False,
     as_json: AsJSON = False,
 ) -> None:
-    """Call a task, and print the call's id or, with --wait, its result.
+    """Call a task; print the call's id or, with --wait, its result.
 
     [dim]cloudq call shop.add 1 2 --wait[/]
     [dim]cloudq call shop.mail.welcome to=ana@example.com delay_days=3 --delay 5m[/]
@@ -93,7 +93,9 @@ def result(
     timeout: Timeout = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Show what became of a call: its state, its value or error, and when. Exits with 1 where it failed or is not known.
+    """Show what became of a call.
+
+    State, value or error, and times. Exits with 1 where it failed or is not known.
 
     [dim]cloudq result 6f0c2b7e… --wait --timeout 1m[/]
     """

@@ -51,7 +51,9 @@ def list_letters(
             ]
         })  # fmt: skip
         return
-    for name, each in found.items():
+    for index, (name, each) in enumerate(found.items()):
+        if index and each.letters:
+            put("")
         _list(name, each)
 
 

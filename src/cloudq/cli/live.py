@@ -27,7 +27,8 @@ _MARKS: Final[Mapping[str, tuple[str, str]]] = {
 }
 _LEVELS: Final[Mapping[int, str]] = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "bold red"}
 _TOOK = re.compile(r" \(\d+\.\d+ s\)$")
-_INDENT: Final = " " * 12
+_INDENT: Final = 12
+"""Columns before the text of a task's line."""
 _SHOWN: Final = 12
 """Tasks named in the banner."""
 
@@ -42,18 +43,21 @@ class LiveHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
+            detail = None
             line = Text().append(time.strftime("%H:%M:%S  ", time.localtime(record.created)), "dim")
             if facts(record).get("outcome") in _MARKS:
-                self._task(line, record)
+                detail = self._task(line, record)
             else:
                 line.append(record.getMessage(), _LEVELS.get(record.levelno, "dim" if record.levelno < logging.INFO else ""))
             if record.exc_info:
                 line.append("\n" + logging.Formatter().formatException(record.exc_info), "dim")
             self._console.print(line, soft_wrap=True)
+            if detail is not None:
+                self._console.print(Padding(detail, (0, 0, 0, _INDENT)))
         except Exception:
             self.handleError(record)
 
-    def _task(self, line: Text, record: logging.LogRecord) -> None:
+    def _task(self, line: Text, record: logging.LogRecord) -> Text | None:
         """``✓ shop.mail.welcome[6f0c…] 12 ms``, and below it what it came to where it is not done."""
         known = facts(record)
         mark, style = _MARKS[known["outcome"]]
@@ -64,10 +68,10 @@ class LiveHandler(logging.Handler):
         else:
             line.append("a message that is no call", style)
         line.append(f" {span(known['duration'])}", "cyan")
-        if known["outcome"] != "done":
-            said = _TOOK.sub("", record.getMessage())
-            said = said.removeprefix(label or "").strip()
-            line.append(f"\n{_INDENT}{short(said, 300)}", style.removeprefix("bold "))
+        if known["outcome"] == "done":
+            return None
+        said = _TOOK.sub("", record.getMessage()).removeprefix(label or "").strip()
+        return Text(short(said, 300), style.removeprefix("bold "))
 
 
 def banner(app: CloudQ, role: str, runs: str, queues: Mapping[str, int]) -> RenderableType:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
@@ -57,11 +57,15 @@ def put(text: str | Text) -> None:
     out().print(Text(text) if isinstance(text, str) else text, soft_wrap=True)
 
 
+_LONG: Final = frozenset({"task", "why", "arguments", "to"})
+"""Columns that give way where a terminal is narrow; ids stay whole, to be copied."""
+
+
 def table(*columns: str, numbers: Sequence[str] = ()) -> Table:
     """A table without lines, for terminals and for ``awk``; ``numbers`` are the columns set right."""
     made = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
     for column in columns:
-        made.add_column(column, justify="right" if column in numbers else "left", overflow="fold", no_wrap=column in numbers)
+        made.add_column(column, justify="right" if column in numbers else "left", overflow="fold", no_wrap=column not in _LONG)
     return made
 
 
@@ -77,7 +81,7 @@ def card(fields: Mapping[str, Text | str | None]) -> Table:
 
 
 @contextmanager
-def working(what: str, total: int | None) -> Iterator[Told | None]:
+def working(what: str, total: int | None) -> Generator[Told | None]:
     """A progress bar on stderr while something takes long; ``None`` where nobody watches."""
     if not err().is_terminal:
         yield None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.text import Text
@@ -18,6 +18,9 @@ from cloudq.errors import QueueNotFound
 from cloudq.letters import Letter
 
 commands = typer.Typer(no_args_is_help=True, help="Look into queues: counts, a peek, a purge.")
+
+_NONE: Final = Text("–", "dim")
+_MISSING: Final = Text("missing", "bold red")
 
 AsJSON = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
@@ -44,52 +47,46 @@ def stats(
 
 def _show(app: CloudQ, names: Sequence[str], *, as_json: bool) -> list[str]:
     """Print the counts; returns the names of queues that are missing (dead-letter queues do not count)."""
-    twins = [app.dead_letter_queue(name) if letters.dead_letter_queue(app, name) != name else None for name in names]
+    twins = {name: app.dead_letter_queue(name) for name in names if letters.dead_letter_queue(app, name) != name}
+    wanted = list(dict.fromkeys([*names, *twins.values()]))
 
-    async def count() -> list[QueueStats | None]:
-        wanted = dict.fromkeys([*names, *(twin for twin in twins if twin)])
-        found = dict(zip(wanted, await asyncio.gather(*(letters.stats(app, name) for name in wanted)), strict=True))
-        return [found[name] for name in (*names, *(twin or names[0] for twin in twins))]
+    async def count() -> Sequence[QueueStats | None]:
+        return await asyncio.gather(*(letters.stats(app, name) for name in wanted))
 
-    counts = run_on(app, count()) if names else []
+    counts = dict(zip(wanted, run_on(app, count()), strict=True))
     if as_json:
         emit({
             "queues": [
-                _counts(name, counts[index]) | {"dead_letter": _counts(twin, counts[len(names) + index]) if twin else None}
-                for index, (name, twin) in enumerate(zip(names, twins, strict=True))
+                _counts(name, counts[name]) | {"dead_letter": _counts(twins[name], counts[twins[name]]) if name in twins else None}
+                for name in names
             ]
         })  # fmt: skip
     else:
-        shown = table(
-            "queue", "ready", "in flight", "delayed", "oldest", "dead letters", numbers=("ready", "in flight", "delayed", "dead letters")
-        )
-        for index, name in enumerate(names):
-            found, dead = counts[index], counts[len(names) + index]
-            cells = (
-                [
-                    _number(found.ready),
-                    _number(found.in_flight),
-                    _number(found.delayed),
-                    span(found.oldest) if found.oldest is not None else "–",
-                ]
-                if found
-                else [Text("missing", "bold red"), "–", "–", "–"]
-            )
-            total = dead.ready + dead.in_flight if dead else 0
-            dead_cell = (
-                Text("–", "dim")
-                if twins[index] is None
-                else Text(f"{total:,}", "bold red" if total else "dim")
-                if dead
-                else Text("missing", "bold red")
-            )
-            shown.add_row(Text(name, "bold"), *cells, dead_cell)
+        numbers = ("ready", "in flight", "delayed", "dead letters")
+        shown = table("queue", "ready", "in flight", "delayed", "oldest", "dead letters", numbers=numbers)
+        for name in names:
+            dead = _dead_letters(counts[twins[name]]) if name in twins else _NONE
+            shown.add_row(Text(name, "bold"), *_cells(counts[name]), dead)
         out().print(shown)
-    return [name for name, found in zip(names, counts, strict=False) if found is None]
+    return [name for name in names if counts[name] is None]
+
+
+def _cells(found: QueueStats | None) -> list[Text]:
+    if found is None:
+        return [_MISSING, _NONE, _NONE, _NONE]
+    oldest = _NONE if found.oldest is None else Text(span(found.oldest))
+    return [_number(found.ready), _number(found.in_flight), _number(found.delayed), oldest]
+
+
+def _dead_letters(found: QueueStats | None) -> Text:
+    if found is None:
+        return _MISSING
+    total = found.ready + found.in_flight
+    return Text(f"{total:,}", "bold red" if total else "dim")
 
 
 def _number(count: int | None) -> Text:
-    return Text("–", "dim") if count is None else Text(f"{count:,}", "" if count else "dim")
+    return _NONE if count is None else Text(f"{count:,}", "" if count else "dim")
 
 
 def _counts(name: str, found: QueueStats | None) -> dict[str, Any]:

@@ -96,7 +96,10 @@ class Supervisor:
                 if not told:
                     say(f"it ended with {code}; waiting for a change", "yellow")
                     told = True
-        return self._end()
+        code = self._end()
+        if code == -signal.SIGTERM:  # asked to stop before it was ready: it had taken nothing in
+            return 0
+        return code if code >= 0 else 128 - code
 
     def _start(self) -> None:
         # a process group of its own: Ctrl-C must reach it once, through us, because a second signal ends it at once

@@ -49,7 +49,7 @@ Queues = Annotated[
         rich_help_panel=_RUN,
     ),
 ]
-Concurrency = Annotated[int, typer.Option("-c", "--concurrency", min=1, help="Tasks at once.", rich_help_panel=_RUN)]
+Concurrency = Annotated[int, typer.Option("-c", "--concurrency", metavar="N", min=1, help="Tasks at once.", rich_help_panel=_RUN)]
 Grace = Annotated[
     float, typer.Option(parser=duration, metavar="TIME", help="How long running tasks may go on after a stop.", rich_help_panel=_STOP)
 ]
@@ -68,10 +68,11 @@ def worker(
     queues: Queues = None,
     concurrency: Concurrency = 10,
     processes: Annotated[
-        int, typer.Option(min=0, help="Run tasks in this many child processes instead, one each at a time.", rich_help_panel=_RUN)
+        int,
+        typer.Option(metavar="N", min=0, help="Run tasks in this many child processes instead, one each at a time.", rich_help_panel=_RUN),
     ] = 0,
     max_tasks: Annotated[
-        int | None, typer.Option(min=1, help="Replace the process (each child) after so many tasks.", rich_help_panel=_RUN)
+        int | None, typer.Option(metavar="N", min=1, help="Replace the process (each child) after so many tasks.", rich_help_panel=_RUN)
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Stop after the first batch.", rich_help_panel=_STOP)] = False,
     drain: Annotated[bool, typer.Option("--drain", help="Stop once the queues are empty.", rich_help_panel=_STOP)] = False,
@@ -85,11 +86,13 @@ def worker(
     reload_: Annotated[bool, typer.Option("--reload", help="Start anew when a source file changes.", rich_help_panel=_RUN)] = False,
     reload_dir: Folders = None,
 ) -> None:
-    """Run tasks until SIGTERM or Ctrl-C. A second one ends it at once; nothing is lost by either.
+    """Run tasks until SIGTERM or Ctrl-C.
+
+    What runs then may finish within --grace; a second signal ends it at once. Nothing is lost by either.
 
     [dim]cloudq worker --queues high=5,low=1 --concurrency 20[/]
-    [dim]cloudq worker --processes 4 --max-tasks 1000[/]      for tasks that compute, or that leak
-    [dim]cloudq worker --drain[/]                             in a cron job
+    [dim]cloudq worker --processes 4 --max-tasks 1000[/]    tasks that compute, or leak
+    [dim]cloudq worker --drain[/]                           in a cron job
     """
     options = WorkerOptions(
         queues=weights(queues or []),
@@ -116,14 +119,14 @@ def dev(
     ] = True,
     reload_dir: Folders = None,
 ) -> None:
-    """Run broker, worker and timer in one process, and start anew as you edit.
+    """Work on your machine: broker, worker and timer in one process.
 
-    With memory:// (what an app has until a broker is set) everything happens in this process: tasks that tasks call
-    run here, too.
+    It starts anew as you edit. With memory:// (what an app has until a broker is set) everything happens in this process,
+    and what is queued is gone when it ends.
 
     [dim]cloudq -A shop.tasks:app dev[/]
     """
-    options = WorkerOptions(queues=weights(queues or []), concurrency=concurrency, grace=grace)
+    options = WorkerOptions(queues=weights(queues or []), concurrency=concurrency, grace=grace, wait=2.0)  # so that a reload is quick
     _work(state_of(context), "dev", options, log_format, log_level, [*(reload_dir or [Path()])] if reload_ else None)
 
 
@@ -171,7 +174,7 @@ def _log(format: LogFormat, level: str) -> None:
     if format is LogFormat.rich:
         logs.install(LiveHandler(err()), level)
     else:
-        logs.configure(format.value, level)
+        logs.configure("json" if format is LogFormat.json else "plain", level)
 
 
 def _refuse_local(app: CloudQ, options: WorkerOptions) -> None:

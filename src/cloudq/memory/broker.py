@@ -45,7 +45,7 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 class _Message:
     """A message in a queue. Its receives count tells one lease of it from the next."""
 
-    __slots__ = ("attributes", "body", "done", "group", "id", "leased", "number", "receives", "sent", "until")
+    __slots__ = ("attributes", "body", "done", "first", "group", "id", "leased", "number", "origin", "receives", "sent", "until")
 
     def __init__(self, number: int, body: str, sent: float, group: str | None, attributes: Mapping[str, str]) -> None:
         self.number = number
@@ -55,9 +55,11 @@ class _Message:
         self.attributes = attributes
         self.id = str(number)
         self.receives = 0
+        self.first = 0.0
         self.leased = 0.0
         self.until = 0.0
         self.done = False
+        self.origin: str | None = None
 
 
 class _Group:
@@ -77,9 +79,10 @@ _Waiter = asyncio.Future[None]
 class _Queue:
     """The state of one queue, guarded by the broker's lock."""
 
-    __slots__ = ("alarm", "dead_letter", "delayed", "groups", "leased", "max_receives", "next_end", "ready", "seen", "waiters")
+    __slots__ = ("alarm", "dead_letter", "delayed", "groups", "leased", "max_receives", "name", "next_end", "ready", "seen", "waiters")
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.ready: deque[_Message | _Group] = deque()
         self.delayed: list[tuple[float, int, _Message]] = []
         self.leased: dict[int, _Message] = {}
@@ -115,15 +118,56 @@ class MemoryBroker:
         if (dead_letter is None) != (max_receives is None) or (max_receives is not None and max_receives < 1) or dead_letter == name:
             raise ValueError("dead_letter= is another queue and goes together with max_receives= of 1 or more")
         with self._lock:
-            queue = self._queues.setdefault(name, _Queue())
+            queue = self._queues.setdefault(name, _Queue(name))
             if dead_letter is not None and max_receives is not None:
-                self._queues.setdefault(dead_letter, _Queue())
+                self._queues.setdefault(dead_letter, _Queue(dead_letter))
                 queue.dead_letter, queue.max_receives = dead_letter, max_receives
 
     def queues(self) -> Sequence[str]:
         """The names of the queues, sorted."""
         with self._lock:
             return sorted(self._queues)
+
+    def delete_queue(self, name: str) -> None:
+        """Delete a queue with its messages; who waits there gets QueueNotFound. What it was the dead-letter queue of keeps its messages."""
+        with self._lock:
+            self.purge(name)
+            queue = self._queues.pop(name)
+            for other in self._queues.values():
+                if other.dead_letter == name:
+                    other.dead_letter, other.max_receives = None, 0
+            while queue.waiters:
+                _resolve(queue.waiters.popleft())
+
+    def purge(self, name: str) -> None:
+        """Delete every message of a queue, also those that are leased or delayed."""
+        with self._lock:
+            queue = self._find(name)
+            for message in queue.leased.values():
+                message.done = True
+            for messages in (queue.ready, queue.delayed, queue.leased, queue.groups):
+                messages.clear()
+            queue.next_end = math.inf
+
+    def redrive(self, name: str) -> tuple[str, int] | None:
+        """The dead-letter queue of a queue and the receives before it, where it has one."""
+        with self._lock:
+            queue = self._find(name)
+            return None if queue.dead_letter is None else (queue.dead_letter, queue.max_receives)
+
+    def end_redrive(self, name: str) -> None:
+        """Leave a queue without a dead-letter queue."""
+        with self._lock:
+            queue = self._find(name)
+            queue.dead_letter, queue.max_receives = None, 0
+
+    def first_received(self, delivery: Delivery) -> float:
+        """When the delivery's message was received for the first time in its queue (Unix time, seconds)."""
+        return delivery.receipt.first if isinstance(delivery.receipt, _Message) else delivery.received
+
+    def origin(self, delivery: Delivery) -> str | None:
+        """The queue that a dead letter was moved from by its receives; ``None`` for what was sent to the queue it is in."""
+        return delivery.receipt.origin if isinstance(delivery.receipt, _Message) else None
 
     async def send(self, queue: str, messages: Sequence[Outgoing]) -> Sequence[SendError | None]:
         """Take the messages; see Broker. A repeated dedup id within its group is answered as taken, and dropped."""
@@ -338,6 +382,8 @@ class MemoryBroker:
         batch: list[Delivery] = []
         for message in taken:
             message.receives += 1
+            if message.receives == 1:
+                message.first = now
             message.leased = now
             message.until = until
             queue.leased[message.number] = message
@@ -387,6 +433,7 @@ class MemoryBroker:
         if queue.dead_letter is not None and message.receives >= queue.max_receives:
             dead = _Message(next(self._numbers), message.body, message.sent, message.group, message.attributes)
             dead.id = message.id
+            dead.origin = queue.name
             target = self._queues[queue.dead_letter]
             self._make_ready(target, dead)
             self._wake(target)

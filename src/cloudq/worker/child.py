@@ -102,15 +102,18 @@ class Child:
 
     def _listen(self) -> None:
         """Take frames; at the end of the connection end the process, at once if a task runs: nobody waits for it any more."""
+        run = 0  # the first frame is no task
         try:
             while (data := frames.receive(self._connection)) is not None:
                 self._busy = True
-                frame = frames.decode(data)
-                if "run" in frame:
-                    self._send({"begun": frame["run"]})
-                self._tasks.put(frame)
+                if run:
+                    self._send({"begun": run})  # before it is read: if that kills the process, it is this task's doing
+                self._tasks.put(frames.decode(data))
+                run += 1
         except OSError:
             pass  # the parent is gone
+        except BaseException:  # no memory left for it
+            os._exit(1)
         if not self._busy:
             self._tasks.put(None)
             time.sleep(PATIENCE)
@@ -124,8 +127,8 @@ def _load(hello: dict[str, Any]) -> CloudQ:
         logs.configure(form, level)
     app = load_app(hello["app"])
     app.load()
-    if form is not None:
-        logging.basicConfig(level=level)  # does nothing where the app's module has configured logging
+    if form is not None and not logging.getLogger().handlers:  # the app's module has not configured it either
+        logs.configure("plain", level)
     return app
 
 

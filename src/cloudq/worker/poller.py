@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("cloudq.worker")
 
 MAX_RECEIVERS: Final = 16
+AWAY: Final = 1.0
+"""Seconds between looks at an idle queue while others wait for slots: it holds none meanwhile."""
 OVERDUE: Final = 30.0
 """Seconds beyond its own wait after which a receive counts as stuck and is started anew."""
 
@@ -41,25 +43,36 @@ class Poller:
         self._alone = alone
         self._wait = min(wait, broker.limits.wait)
         self._helpers: set[asyncio.Task[None]] = set()
+        self._stopped = False
+        self._waiting = False
+        self._answered = True
         self.alive_at = time.monotonic()
-        """When the last receive began or ended (monotonic seconds)."""
+        """When a receive was last answered, or began after one that was (monotonic seconds)."""
         self.empty = False
         """Whether the last receive found nothing."""
+        self.looked_at = 0.0
+        """When that receive began (monotonic seconds)."""
 
     @property
     def healthy(self) -> bool:
-        """Whether receives begin and end as they should. Waiting for a free slot is no illness."""
-        return self._slots.free == 0 or time.monotonic() - self.alive_at < self._wait + 2 * OVERDUE
+        """Whether receives are answered as they should be. Waiting for a free slot is no illness."""
+        return self._waiting or time.monotonic() - self.alive_at < self._wait + 2 * OVERDUE
+
+    def stop(self) -> None:
+        """Begin no more receives; those that are out end by themselves."""
+        self._stopped = True
 
     async def run(self) -> None:
-        """Receive for ever; a receive that fails or hangs is tried again, with growing pauses."""
+        """Receive until stopped; a receive that fails or hangs is tried again, with growing pauses."""
         failures = 0
         try:
-            while True:
+            while not self._stopped:
                 try:
                     await self._receive(self._wait, lead=True)
                     failures = 0
                 except TimeoutError:
+                    failures += 1
+                    await asyncio.sleep(min(1.0, 0.1 * failures))  # should a driver raise it at once
                     logger.error("a receive from %r hung for over %.0f s beyond its wait; starting it anew", self._queue, OVERDUE)
                 except QueueNotFound as error:
                     failures += 1
@@ -80,20 +93,39 @@ class Poller:
 
     async def _receive(self, wait: float, *, lead: bool) -> bool:
         """Take slots, receive once, and say whether it came back full."""
-        want = self._batch if self._alone or not self.empty else 1  # among several queues an idle one holds a single slot
+        idle = self.empty and not self._alone
+        if idle and lead and self._slots.contended:
+            await asyncio.sleep(min(wait, AWAY))
+        want = 1 if idle else self._batch  # among several queues an idle one holds a single slot
+        if lead:
+            self._waiting = True
         count = await self._slots.take(self._queue, want)
+        if self._stopped:
+            self._slots.give(count)
+            return False
+        if lead:
+            self._waiting = False
+        if self._stopped:
+            self._slots.give(count)
+            return False
+        if idle and self._slots.contended:
+            wait = 0.0
+        if count > 1 and not self._alone:
+            wait = min(wait, 0.1)  # other queues need these slots: they are not held while nothing comes
         received: Sequence[Delivery] = ()
-        self.alive_at = time.monotonic()
+        began = time.monotonic()
+        if self._answered:
+            self._answered, self.alive_at = False, began
         try:
             async with asyncio.timeout(wait + OVERDUE):
                 received = await self._broker.receive(self._queue, max_messages=count, wait=wait)
+            self._answered, self.alive_at = True, time.monotonic()
         finally:
-            self.alive_at = time.monotonic()
             if len(received) < count:
                 self._slots.give(count - len(received))
         full = len(received) == count
         if lead:
-            self.empty = not received
+            self.empty, self.looked_at = not received, began
         if received:
             self._accept(received)
         if full and self._slots.free >= self._batch and len(self._helpers) < MAX_RECEIVERS - 1:
@@ -104,7 +136,7 @@ class Poller:
 
     async def _help(self) -> None:
         try:
-            while await self._receive(0.0, lead=False):
+            while not self._stopped and await self._receive(0.0, lead=False):
                 pass
         except (BrokerError, TimeoutError) as error:
             logger.debug("a further receive from %r ended: %s", self._queue, error)

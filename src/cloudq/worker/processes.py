@@ -50,6 +50,8 @@ class _Child:
     """How many tasks it was given; also names the present one."""
     begun: bool = False
     """It has the present task: from here on its death counts as the task's doing."""
+    useful: bool = False
+    """It has got as far as beginning a task."""
     overran: bool = False
     abandoned: bool = False
     limit: asyncio.TimerHandle | None = None
@@ -104,7 +106,7 @@ class ProcessExecutor:
             raise ConfigError(
                 "with --processes the broker must be one that other processes reach too; a memory:// broker is in this one alone"
             )
-        self._hello = {"app": reference_of(app), "path": sys.path, "log": _logging()}
+        self._hello = {"app": reference_of(app), "path": [str(entry) for entry in sys.path], "log": _logging()}
         started = await asyncio.gather(*(self._spawn() for _ in range(self._count)), return_exceptions=True)
         children = [child for child in started if isinstance(child, _Child)]
         failure: BaseException | None = next((each for each in started if isinstance(each, BaseException)), None)
@@ -116,7 +118,7 @@ class ProcessExecutor:
         if failure is not None:
             await asyncio.gather(*(self._end(child) for child in children))
             raise failure
-        self._keepers = [self._later(self._keep(child)) for child in children]
+        self._keepers = [self._begin(self._keep(child)) for child in children]
         await asyncio.sleep(0)  # so that each has its keeper, whatever is called next
 
     def submit(self, flight: Flight) -> None:
@@ -148,7 +150,7 @@ class ProcessExecutor:
 
     # ------------------------------------------------------------------ a child's life
 
-    def _later(self, call: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _begin(self, call: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(call)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
@@ -159,7 +161,7 @@ class ProcessExecutor:
         failures = 0
         while True:
             await self._serve(child)
-            failures = failures + 1 if child.run == 0 else 0  # one that dies before its first task may do so again
+            failures = 0 if child.useful else failures + 1  # its successor may come to no more
             while True:
                 if self._closing:
                     return
@@ -167,7 +169,7 @@ class ProcessExecutor:
                     await asyncio.sleep(min(MAX_PAUSE, 0.25 * 2**failures))
                 try:
                     child = await self._spawn()
-                except (ConfigError, OSError) as error:
+                except Exception as error:
                     failures += 1
                     logger.error("a child process could not be started (%d times now): %s", failures, error)
                     self._put_off()
@@ -231,8 +233,9 @@ class ProcessExecutor:
         exited = asyncio.ensure_future(child.process.wait())  # the connection may outlive it, in a process that a task forked
         try:
             await asyncio.wait([listening, exited], return_when=asyncio.FIRST_COMPLETED)
+            self._rest(child)
             if listening.done() and listening.result():
-                self._later(self._end(child))
+                _ = self._begin(self._end(child))
                 return
             await asyncio.wait([listening, exited], timeout=1.0)  # the other follows: its last words, or its status
             child.kill()
@@ -245,22 +248,30 @@ class ProcessExecutor:
         finally:
             listening.cancel()
             exited.cancel()
+            self._rest(child)
             self._children.discard(child)
-            if child in self._idle:
-                self._idle.remove(child)
+
+    def _rest(self, child: _Child) -> None:
+        """Give it nothing more to do."""
+        if child in self._idle:
+            self._idle.remove(child)
 
     async def _listen(self, child: _Child) -> bool:
         """Hear a child out; returns whether it is worn out, rather than gone."""
         while True:
             try:
                 frame = await frames.read(child.reader)
-            except (EOFError, OSError):
+            except (EOFError, OSError, ValueError) as error:
+                if isinstance(error, ValueError):
+                    logger.error(
+                        "child process %d sends what no child does: its task writes to files that are not its own", child.process.pid
+                    )
                 return False
             flight = child.flight
             if flight is None or frame.get("run", frame.get("begun")) != child.run:
                 continue  # progress of a task that has ended
             if "begun" in frame:
-                child.begun = True
+                child.begun = child.useful = True
             elif "progress" in frame:
                 request = flight.job.request
                 if request is not None and request.report is not None:
@@ -315,9 +326,9 @@ class ProcessExecutor:
 
     def _hand_out(self) -> None:
         while self._idle and self._waiting:
-            self._begin(self._idle.pop(), self._waiting.popleft())
+            self._give(self._idle.pop(), self._waiting.popleft())
 
-    def _begin(self, child: _Child, flight: Flight) -> None:
+    def _give(self, child: _Child, flight: Flight) -> None:
         job = flight.job
         message, delivery, request, task = job.message, job.delivery, job.request, job.task
         assert message is not None and request is not None and task is not None

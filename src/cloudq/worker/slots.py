@@ -30,18 +30,22 @@ class Slots:
         self.free = total
         self._weights = weights
         self._passed = dict.fromkeys(weights, 0.0)
+        self._now = 0.0  # the virtual time of start-time fair queueing: where the queue served last stood
         self._waiting: list[_Waiter] = []
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def contended(self) -> bool:
+        """Whether a queue waits for slots."""
+        return bool(self._waiting)
+
     async def take(self, queue: str, want: int) -> int:
         """Wait for slots and take 1 to ``want`` of them."""
+        self._passed[queue] = max(self._passed[queue], self._now)  # one that was away does not catch up on what it did not want
         if not self._waiting and self.free >= want:
             self._charge(queue, want)
             return want
         waiter = _Waiter(queue, want, asyncio.get_running_loop().create_future())
-        if not any(other.queue == queue for other in self._waiting):
-            # a queue that was away does not catch up on what it did not want
-            self._passed[queue] = max(self._passed[queue], min((self._passed[other.queue] for other in self._waiting), default=0.0))
         self._waiting.append(waiter)
         self._grant()
         try:
@@ -62,11 +66,13 @@ class Slots:
     def _grant(self, *, lingered: bool = False) -> None:
         while self._waiting and self.free > 0:
             waiter = min(self._waiting, key=lambda each: self._passed[each.queue])
-            if self.free < waiter.want and not lingered:
+            if self.free < waiter.want and not lingered and not waiter.granted.cancelled():
                 if self._timer is None:
                     self._timer = asyncio.get_running_loop().call_later(LINGER, self._elapsed)
                 return
             self._waiting.remove(waiter)
+            if waiter.granted.cancelled():  # its take() has yet to hear of it
+                continue
             count = min(self.free, waiter.want)
             self._charge(waiter.queue, count)
             waiter.granted.set_result(count)
@@ -80,4 +86,5 @@ class Slots:
 
     def _charge(self, queue: str, count: int) -> None:
         self.free -= count
+        self._now = max(self._now, self._passed[queue])
         self._passed[queue] += count / self._weights[queue]

@@ -96,6 +96,7 @@ class LoopExecutor:
         self._signalled = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ending = False
 
     def submit(self, flight: Flight) -> None:
         self._inbox.append(flight)
@@ -112,24 +113,27 @@ class LoopExecutor:
         return self._loop
 
     def _begin(self) -> None:
+        """Make a task for each flight; it takes its flight from the inbox when its turn comes, and until then that can be withdrawn."""
         self._signalled = False
         loop = asyncio.get_running_loop()
-        while self._inbox:
-            try:
-                flight = self._inbox.popleft()
-            except IndexError:  # withdrawn between the look and the take
-                return
-            flight.started = True
-            task: asyncio.Task[None] = loop.create_task(self._run(flight))
+        for _ in range(len(self._inbox)):
+            task: asyncio.Task[None] = loop.create_task(self._run())
             if not task.done():
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, flight: Flight) -> None:
+    async def _run(self) -> None:
+        try:
+            flight = self._inbox.popleft()
+        except IndexError:  # withdrawn, or taken by a task made for an earlier signal
+            return
+        flight.started = True
         try:
             outcome = await self._runner.arun(flight.job)
-        except asyncio.CancelledError:
-            return  # the worker gives it back
+        except asyncio.CancelledError as error:
+            if self._ending:
+                return  # the worker gives it back
+            outcome = self._runner.failed(flight.job, error)  # the task has cancelled itself
         self._complete(flight, outcome)
 
     def withdraw(self) -> list[Flight]:
@@ -142,6 +146,7 @@ class LoopExecutor:
         return taken
 
     def cancel(self) -> None:
+        self._ending = True
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._cancel_all)
 
@@ -150,6 +155,7 @@ class LoopExecutor:
             task.cancel()
 
     def close(self) -> None:
+        self._ending = True
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._loop = None

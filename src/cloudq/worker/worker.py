@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -37,6 +38,8 @@ logger = logging.getLogger("cloudq.worker")
 ACK_LINGER: Final = 0.1
 """Seconds that an ack waits at most for others of its queue."""
 SETTLE_TRIES: Final = 5
+HURRIED: Final = 0.5
+"""Seconds that a receive may still be out when a person waits for the end."""
 OVERRUN: Final = 5.0
 """Seconds that an async task has to obey its cancellation before it is given up."""
 
@@ -98,7 +101,10 @@ class Worker:
         self._groups = Groups()
         self._completed: deque[tuple[Flight, Outcome]] = deque()
         self._woken = False
-        self._stopping: asyncio.Event | None = None
+        self._stopping = asyncio.Event()
+        self._signalled = False
+        self._hurry = False
+        self._landed_at = 0.0
         self._lost_slots = 0
         self._started_tasks = 0
         self._background: set[asyncio.Task[Any]] = set()
@@ -118,10 +124,17 @@ class Worker:
             error = future.exception() if not future.cancelled() else None
             self._ready.set_exception(error or ConfigError("the worker ended before it was ready"))
 
-    def stop(self) -> None:
-        """Ask it to end gracefully; from any thread. Nothing is lost, whatever runs."""
+    def stop(self, *, hurry: bool = False) -> None:
+        """Ask it to end gracefully; from any thread. Nothing is lost, whatever runs.
+
+        It lets the receive that is out end by itself (within the grace time). With ``hurry``, for a person who waits, it cuts
+        that short: a message that the broker hands over at that very moment then comes back only when its lease ends.
+        """
+        self._hurry = hurry
         if self.app.io.running:
             self.app.io.loop.call_soon_threadsafe(self._ask_stop, StopReason.ASKED)
+        else:  # it has not begun, or has ended
+            self._ask_stop(StopReason.ASKED)
 
     def join(self, timeout: float | None = None) -> StopReason:
         """Wait until it has ended; raises what it failed with, or TimeoutError."""
@@ -149,16 +162,16 @@ class Worker:
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._is_stopping:
+        if self._signalled:
             os.write(2, b"cloudq: second signal, ending now; unsettled messages will be delivered again\n")
             os._exit(128 + number)
-        self.stop()
+        self._signalled = True
+        self.stop(hurry=number == signal.SIGINT)
 
     # ------------------------------------------------------------------ the run, on the I/O loop
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._stopping = asyncio.Event()
         await self._check_queues()
         options, limits = self.options, self.app.broker.limits
         self._slots = Slots(self._size, self.queues)
@@ -176,7 +189,7 @@ class Worker:
                 self._slots,
                 self._accept,
                 alone=len(self.queues) == 1,
-                wait=max(wait, 0.1) if options.drain else wait,
+                wait=max(wait, 0.1),  # a receive that never waits would keep the loop for itself
             )
             for queue in self.queues
         }
@@ -184,7 +197,7 @@ class Worker:
             await self._children.start()
         receiving = [self._begin(poller.run()) for poller in self._pollers.values()]
         keeping = [self._begin(self._keep_leases()), self._begin(self._watch())]
-        signals.worker_ready.send("worker", worker=self)
+        await asyncio.to_thread(signals.worker_ready.send, "worker", worker=self)  # receivers are user code
         self._ready.set_result(None)
         logger.info("ready: %s, %d at once, queues %s", self.app.name, self._size, ", ".join(self.queues))
         try:
@@ -198,7 +211,7 @@ class Worker:
                 executor.close()
             if self._children is not None:
                 await self._children.wait_closed()
-            signals.worker_shutdown.send("worker", worker=self)
+            await asyncio.to_thread(signals.worker_shutdown.send, "worker", worker=self)
             logger.info("ended (%s) after %d messages", self.reason.value, self.handled)
 
     async def _check_queues(self) -> None:
@@ -231,10 +244,10 @@ class Worker:
 
     @property
     def _is_stopping(self) -> bool:
-        return self._stopping is not None and self._stopping.is_set()
+        return self._stopping.is_set()
 
     def _ask_stop(self, reason: StopReason) -> None:
-        if self._stopping is not None and not self._stopping.is_set():
+        if not self._stopping.is_set():
             self.reason = reason
             self._stopping.set()
 
@@ -311,6 +324,7 @@ class Worker:
     def _land(self, flights: Sequence[Flight], verdict: Verdict = Verdict.ACK) -> None:
         """Deliveries are no longer ours; those of their groups that waited go on, or go back where an earlier one stays."""
         self._flights.difference_update(flights)
+        self._landed_at = time.monotonic()
         for flight in flights:
             if flight.job.ordered:
                 stop = verdict is Verdict.KEEP or self._is_stopping
@@ -335,11 +349,12 @@ class Worker:
 
     def _report(self, flight: Flight, state: str, meta: Any) -> None:
         """Progress, from the task's thread: the latest counts, and the task does not wait for the store."""
-        flight.progress = (state, meta)
-        self._loop.call_soon_threadsafe(self._note_progress, flight)
+        with suppress(RuntimeError):  # the loop has ended before the task
+            self._loop.call_soon_threadsafe(self._note_progress, flight, (state, meta))
 
-    def _note_progress(self, flight: Flight) -> None:
-        if not flight.reporting and flight.progress is not None and not flight.concluded:
+    def _note_progress(self, flight: Flight, progress: tuple[str, Any]) -> None:
+        flight.progress = progress
+        if not flight.reporting and not flight.concluded:
             flight.reporting = True
             self._spawn(self._write_progress(flight))
 
@@ -361,7 +376,8 @@ class Worker:
         self._completed.append((flight, outcome))
         if not self._woken:
             self._woken = True
-            self._loop.call_soon_threadsafe(self._collect)
+            with suppress(RuntimeError):  # the loop has ended before the task: its delivery was given back
+                self._loop.call_soon_threadsafe(self._collect)
 
     def _collect(self) -> None:
         self._woken = False
@@ -375,8 +391,7 @@ class Worker:
             if flight.alarm is not None:
                 flight.alarm.cancel()
             if flight.slot_lost:
-                flight.slot_lost = False
-                self._lost_slots -= 1
+                self._lost_slots -= 1  # the flag stays: settling, perhaps still under way, gives no slot back then
                 self._slots.give(1)
             elif flight.concluded or flight not in flights:
                 continue
@@ -517,7 +532,8 @@ class Worker:
                 await asyncio.to_thread(_touch, options.health_file)
             if options.drain:
                 await asyncio.sleep(0.05)
-                if not self._flights and all(poller.empty for poller in self._pollers.values()):
+                looked = all(poller.empty and poller.looked_at > self._landed_at for poller in self._pollers.values())
+                if looked and not self._flights:  # what settling sent was there to be found
                     self._ask_stop(StopReason.DRAINED)
             else:
                 await asyncio.sleep(2.0)
@@ -527,7 +543,9 @@ class Worker:
     async def _wind_down(self, receiving: Sequence[asyncio.Task[Any]]) -> None:
         """Give back what has not started, let finish what runs, give back the rest; receives still out give back what they bring."""
         logger.info("stopping (%s): %d in flight", self.reason.value, len(self._flights))
-        if not self.options.once:
+        for poller in self._pollers.values():
+            poller.stop()
+        if not self.options.once and self.reason is not StopReason.RECYCLE:  # what --max-tasks has counted runs
             await self._give_back([flight for executor in self._executors() for flight in executor.withdraw()])
             await self._give_back(
                 [flight for flight in self._flights if not flight.started and not flight.concluded and self._idle(flight)]
@@ -540,6 +558,9 @@ class Worker:
             logger.warning("%d tasks did not end within %.0f s: they are given back", len(self._open()), self.options.grace)
             await self._until(lambda: not self._open(), time.monotonic() + 1.0)
             await self._give_back(self._open())
+        # A receive that is out may still be answered: what nobody hears would stay hidden for a whole lease.
+        out = HURRIED if self._hurry else max(deadline - time.monotonic(), HURRIED)
+        await asyncio.wait(receiving, timeout=out)
         for task in receiving:
             task.cancel()
         await asyncio.gather(*receiving, return_exceptions=True)
@@ -578,7 +599,7 @@ class Worker:
                     await self.app.broker.extend([flight.job.delivery for flight in group[at : at + size]], 0)
                 except BrokerError as error:
                     logger.warning("giving back failed; they come back when their leases end: %s", error)
-        self._slots.give(len(flights))
+        self._slots.give(sum(not flight.slot_lost for flight in flights))
 
 
 def _report_fault(task: asyncio.Task[Any]) -> None:

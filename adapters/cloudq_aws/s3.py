@@ -1,0 +1,64 @@
+"""Large bodies in S3: written once under a name of their own, checked when read, deleted by the bucket's lifecycle alone."""
+
+from __future__ import annotations
+
+import hashlib
+from urllib.parse import urlsplit
+
+from cloudq.errors import CloudQError, ConfigError, StoreError, StoreUnavailable
+from cloudq_aws.client import Client
+from cloudq_aws.errors import DENIED, Refusal, Service, mapped_to
+
+__all__ = ["Bodies"]
+
+_ANSWER = 30.0
+"""Seconds that a request with its SDK retries may take."""
+
+
+class Bodies:
+    """Bytes under ``s3://bucket/prefix``. Needs s3:PutObject and s3:GetObject on ``bucket/prefix*``; it deletes nothing.
+
+    Without s3:ListBucket, AWS calls an object that is gone "access denied" (AWS GetObject).
+    """
+
+    def __init__(self, url: str, region: str | None = None) -> None:
+        parts = urlsplit(url)
+        if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:
+            raise ConfigError(f"{url!r} names no place in S3; write s3://bucket, or s3://bucket/prefix")
+        self._bucket = parts.netloc
+        path = parts.path.strip("/")
+        self._prefix = f"{path}/" if path else ""
+        self._client = Client("s3", region, read_timeout=_ANSWER)
+
+    async def put(self, name: str, body: bytes) -> tuple[str, str]:
+        """Write ``body`` under the prefix and a name that nobody else uses; returns the object's key and its SHA-256 in hex."""
+        key = self._prefix + name
+        await self._call("PutObject", key, Body=body, ContentType="application/json")
+        return key, hashlib.sha256(body).hexdigest()
+
+    async def get(self, key: str, sha256: str) -> bytes:
+        """Read what ``put`` wrote; raises StoreError where it is gone, or is not what was written."""
+        body: bytes = (await self._call("GetObject", key))["Body"]
+        if hashlib.sha256(body).hexdigest() != sha256:
+            raise StoreError(f"s3://{self._bucket}/{key} is not what was written there: its SHA-256 differs")
+        return body
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def _call(self, action: str, key: str, **parameters: object) -> dict[str, bytes]:
+        with mapped_to(_S3, action, f"{action} of s3://{self._bucket}/{key}"):
+            return await self._client.request(action, within=_ANSWER, Bucket=self._bucket, Key=key, **parameters)
+
+
+def _refused(refusal: Refusal) -> CloudQError | None:
+    if refusal.code == "NoSuchKey":
+        return StoreError(f"{refusal.tried}: it is gone; the bucket's lifecycle must keep objects for longer than what refers to them lives")
+    if refusal.code == "NoSuchBucket":
+        return StoreError(f"{refusal.tried}: there is no such bucket; create it ('cloudq deploy' writes the template), or correct its name")
+    if refusal.code in DENIED:
+        return StoreError(f"{refusal.tried}: access denied, or it is gone; allow s3:{refusal.action} on it")
+    return None
+
+
+_S3 = Service(name="S3", url="dynamodb://eu-west-1/table", error=StoreError, unavailable=StoreUnavailable, refused=_refused)
