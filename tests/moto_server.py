@@ -22,7 +22,7 @@ def main() -> None:
     def unix_time_millis(dt: object = None) -> float:
         return time.time() * 1000
 
-    sqs.unix_time_millis = unix_time_millis
+    vars(sqs)["unix_time_millis"] = unix_time_millis
     for name in ("receive_message", "delete_message", "change_message_visibility"):
         setattr(sqs.SQSBackend, name, _one_at_a_time(getattr(sqs.SQSBackend, name)))
     serve(sys.argv[1:])

@@ -89,11 +89,14 @@ _COUNTS = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible
 
 @dataclass(frozen=True)
 class DynamoDBServer:
-    """A server that speaks DynamoDB. ``serves`` names what else it speaks (``s3``)."""
+    """A server that speaks DynamoDB. ``kind`` is for messages only."""
 
     kind: str
     endpoint: str
-    serves: frozenset[str] = frozenset()
+    tells: bool
+    """Whether it honours ReturnValuesOnConditionCheckFailure, as AWS does."""
+    s3: Any = None
+    """A plain client of its S3, where it has one."""
 
     @property
     def env(self) -> dict[str, str]:
@@ -106,13 +109,12 @@ class DynamoDBServer:
         return aws_client("dynamodb", self.endpoint)
 
     @cached_property
-    def s3(self) -> Any:
-        """A plain client of the same server's S3."""
-        return aws_client("s3", self.endpoint)
-
-    @cached_property
     def table(self) -> str:
-        """A table as ``cloudq deploy`` makes it, for all tests together."""
+        """A table for all tests together."""
+        return self.make_table()
+
+    def make_table(self) -> str:
+        """Create a table as ``cloudq deploy`` does; return its name."""
         name = unique("cloudq")
         self.boto3.create_table(
             TableName=name,
@@ -215,7 +217,11 @@ def moto(folder: Path) -> Iterator[SQSServer]:
 def moto_dynamodb(folder: Path) -> Iterator[DynamoDBServer]:
     """moto's server: DynamoDB and S3 in memory."""
     with _moto(folder) as endpoint:
-        yield DynamoDBServer("moto", endpoint, frozenset({"s3"}))
+        s3 = aws_client("s3", endpoint)
+        try:
+            yield DynamoDBServer("moto", endpoint, tells=True, s3=s3)
+        finally:
+            s3.close()
 
 
 @contextmanager
@@ -240,7 +246,7 @@ def dynalite(folder: Path) -> Iterator[DynamoDBServer]:
     endpoint = f"http://127.0.0.1:{(port := free_port())}"
     command = ["node", str(cli), "--host", "127.0.0.1", "--port", str(port), "--createTableMs", "20"]
     with running(command, ready=endpoint, log=folder / "dynalite.log"):
-        yield DynamoDBServer("dynalite", endpoint)
+        yield DynamoDBServer("dynalite", endpoint, tells=False)
 
 
 def _npm(package: str) -> Path:
@@ -303,7 +309,6 @@ def dynamodb_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
             yield server
         finally:
             server.boto3.close()
-            server.s3.close()
 
 
 @pytest.fixture

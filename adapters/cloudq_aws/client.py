@@ -43,7 +43,7 @@ class Client:
         async with asyncio.timeout(within):
             sdk = await self._open()
             answer: dict[str, Any] = await getattr(sdk, _method(action))(**parameters)
-            if hasattr(body := answer.get("Body"), "read"):
+            if (body := answer.get("Body")) is not None:
                 answer["Body"] = await body.read()
             return answer
 

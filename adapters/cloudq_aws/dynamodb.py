@@ -109,7 +109,7 @@ class DynamoDBStore:
             if found is None:  # there is none, or a server that does not say (older than ReturnValuesOnConditionCheckFailure)
                 found = (await self._call("GetItem", Key=_document_key(kind, key), ConsistentRead=True)).get("Item")
             if found is not None and found["version"]["S"] == version:
-                return version  # an earlier try of this request was carried out, and its answer was lost
+                return version  # an earlier try of this very request was carried out, and its answer was lost
             wanted = "none" if expect is MISSING else "the version that was read"
             current = await self._document(found, now)
             raise Conflict(f"{kind} {key} is not as expected: {wanted}", current=current) from None
@@ -126,12 +126,15 @@ class DynamoDBStore:
                 reply = await self._call(
                     "UpdateItem",
                     Key=where,
-                    UpdateExpression="ADD #members :member SET #expires = if_not_exists(#expires, :expires), #ttl = if_not_exists(#ttl, :ttl)",
+                    UpdateExpression="ADD #members :member "
+                    "SET #expires = if_not_exists(#expires, :expires), #ttl = if_not_exists(#ttl, :ttl)",
                     ConditionExpression="attribute_not_exists(#expires) OR attribute_type(#expires, :null) OR #expires > :now",
                     ExpressionAttributeNames={"#members": "members", "#expires": "expires", "#ttl": TTL},
                     ExpressionAttributeValues={**values, ":expires": expiry["expires"], ":ttl": expiry[TTL]},
-                    ReturnValues="UPDATED_NEW",
+                    ReturnValues="ALL_NEW",
                 )
+                # (Repeated by the SDK after a lost answer, this may count members that came between: two callers then see one size,
+                # and both of them the last.)
                 return len(reply["Attributes"]["members"]["SS"])
             except _ConditionFailed:
                 pass
@@ -154,23 +157,22 @@ class DynamoDBStore:
         last = prefix + "\x7f"
         going = dict.fromkeys(_partitions(kind), prefix or " " if cursor is None else cursor + " ")  # where each partition goes on
         size = limit // len(going) + 8  # a partition's share, and enough that few need a second query
-        found: dict[str, Document] = {}
+        found: dict[str, _Item] = {}
         ready: Sequence[str] = ()
+        now = self._clock.time()
         while going and len(ready) <= limit:
-            now = self._clock.time()
             behind = min(going.values())
             asked = [partition for partition, start in going.items() if start == behind]
             for partition, reply in zip(asked, await asyncio.gather(*(self._query(p, behind, last, size) for p in asked)), strict=True):
-                for item in reply["Items"]:
-                    if document := await self._document(item, now):
-                        found[item["sk"]["S"]] = document
+                found.update((item["sk"]["S"], item) for item in reply["Items"] if not _gone(item, now))
                 if end := reply.get("LastEvaluatedKey"):
                     going[partition] = end["sk"]["S"] + " "
                 else:
                     del going[partition]
             complete = min(going.values(), default=last)  # below it nothing is missing
             ready = sorted(key for key in found if key < complete)
-        return Page([(key, found[key]) for key in ready[:limit]], ready[limit - 1] if len(ready) > limit else None)
+        documents = [(key, await self._read(found[key])) for key in ready[:limit]]
+        return Page(documents, ready[limit - 1] if len(ready) > limit else None)
 
     async def close(self) -> None:
         await self._client.close()
@@ -218,12 +220,15 @@ class DynamoDBStore:
         return {"body": {"S": name}, "sha256": {"S": digest}}
 
     async def _document(self, item: _Item | None, now: float) -> Document | None:
-        if item is None or _gone(item, now):
-            return None
+        return None if item is None or _gone(item, now) else await self._read(item)
+
+    async def _read(self, item: _Item) -> Document:
         if "value" in item:
             text: str | bytes = item["value"]["S"]
         elif self._bodies is None:
-            raise StoreError(f"the value of {item['sk']['S']} is in S3: open table {self._table!r} with the overflow= that it was written with")
+            raise StoreError(
+                f"the value of {item['sk']['S']} is in S3: open table {self._table!r} with the overflow= that it was written with"
+            )
         else:
             text = await self._bodies.get(item["body"]["S"], item["sha256"]["S"])
         expires = float(item["expires"]["N"]) if "expires" in item else None
@@ -294,15 +299,13 @@ def _refused(refusal: Refusal) -> CloudQError | None:
             "or correct the table or the region in the store's URL"
         )
     if code in DENIED:
-        return StoreError(f"{tried}: access denied; allow dynamodb:{refusal.action} on it")
+        return StoreError(f"{tried}: access denied; allow dynamodb:{refusal.action} on it ({refusal.detail})")
     if code == "ValidationException" and "maximum allowed size" in refusal.detail:
         return DocumentTooLarge(f"{tried}: the item is over the 400 KB of DynamoDB")
     return None
 
 
-_DYNAMODB = Service(
-    name="DynamoDB", url="dynamodb://eu-west-1/table", error=StoreError, unavailable=StoreUnavailable, refused=_refused
-)
+_DYNAMODB = Service(name="DynamoDB", url="dynamodb://eu-west-1/table", error=StoreError, unavailable=StoreUnavailable, refused=_refused)
 
 
 def _open(location: Location, context: AdapterContext) -> DynamoDBStore:

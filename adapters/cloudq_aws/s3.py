@@ -53,11 +53,13 @@ class Bodies:
 
 def _refused(refusal: Refusal) -> CloudQError | None:
     if refusal.code == "NoSuchKey":
-        return StoreError(f"{refusal.tried}: it is gone; the bucket's lifecycle must keep objects for longer than what refers to them lives")
+        return StoreError(
+            f"{refusal.tried}: it is gone; the bucket's lifecycle must keep objects for longer than what refers to them lives"
+        )
     if refusal.code == "NoSuchBucket":
         return StoreError(f"{refusal.tried}: there is no such bucket; create it ('cloudq deploy' writes the template), or correct its name")
     if refusal.code in DENIED:
-        return StoreError(f"{refusal.tried}: access denied, or it is gone; allow s3:{refusal.action} on it")
+        return StoreError(f"{refusal.tried}: access denied, or it is gone; allow s3:{refusal.action} on it ({refusal.detail})")
     return None
 
 

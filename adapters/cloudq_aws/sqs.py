@@ -309,5 +309,12 @@ def _open(location: Location, context: AdapterContext) -> SQSBroker:
     )
 
 
-adapter = Adapter(broker=_open)
+def _serve(broker: Broker, location: Location) -> AbstractContextManager[str]:
+    with mapped("serving", location.host):
+        server = import_module("cloudq_aws.server")  # by name: its web library is for those who serve
+    context: AbstractContextManager[str] = server.serve_at(broker, location)
+    return context
+
+
+adapter = Adapter(broker=_open, serve=_serve)
 """What the entry point ``sqs`` names."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TypeVar
@@ -91,6 +92,8 @@ class Adapter:
     broker: Callable[[Location, AdapterContext], Broker] | None = None
     store: Callable[[Location, AdapterContext], Store] | None = None
     timer: Callable[[Location, AdapterContext], Timer] | None = None
+    serve: Callable[[Broker, Location], AbstractContextManager[str]] | None = None
+    """Serve a broker of this process at the Location's host and port, in the provider's own protocol; the context is the endpoint."""
 
 
 def find(scheme: str) -> Adapter:
@@ -125,6 +128,18 @@ def open_store(url: str, context: AdapterContext) -> Store:
 def open_timer(url: str, context: AdapterContext) -> Timer:
     """Build the timer of a URL."""
     return _open(url, context, "timer", lambda adapter: adapter.timer)
+
+
+def serve(url: str, broker: Broker) -> AbstractContextManager[str]:
+    """Serve ``broker`` as the provider of a URL does (``sqs://127.0.0.1:9324/?lie=7``), so that other processes reach it by that provider's client.
+
+    The context's value is the endpoint to give to clients. Entering it raises OSError where the port is taken.
+    """
+    location = Location.parse(url)
+    build = find(location.scheme).serve
+    if build is None:
+        raise ConfigError(f"{location.scheme}:// is nothing that cloudq can serve; it serves sqs://")
+    return build(broker, location)
 
 
 def _open(

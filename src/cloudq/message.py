@@ -57,32 +57,38 @@ class Message:
     @property
     def id(self) -> str:
         """The task id: the same for every attempt."""
-        return cast("str", self.fields["id"])
+        value: str = self.fields["id"]
+        return value
 
     @property
     def task(self) -> str:
         """The task's name."""
-        return cast("str", self.fields["task"])
+        value: str = self.fields["task"]
+        return value
 
     @property
     def args(self) -> list[Any]:
         """Positional arguments, JSON values."""
-        return cast("list[Any]", self.fields.get("args", []))
+        value: list[Any] = self.fields.get("args", [])
+        return value
 
     @property
     def kwargs(self) -> dict[str, Any]:
         """Keyword arguments, JSON values."""
-        return cast("dict[str, Any]", self.fields.get("kwargs", {}))
+        value: dict[str, Any] = self.fields.get("kwargs", {})
+        return value
 
     @property
     def attempt(self) -> int:
         """0 for the first run, one more for each retry; it never falls, also not by a redrive."""
-        return cast("int", self.fields.get("attempt", 0))
+        value: int = self.fields.get("attempt", 0)
+        return value
 
     @property
     def first(self) -> int:
         """The attempt at which the present budget of retries began: 0, or later after a redrive from a dead-letter queue."""
-        return cast("int", self.fields.get("first", 0))
+        value: int = self.fields.get("first", 0)
+        return value
 
     @property
     def retries(self) -> int:
@@ -92,67 +98,80 @@ class Message:
     @property
     def crashes(self) -> int:
         """How often a process running this message died; survives re-sending, unlike the broker's receive count."""
-        return cast("int", self.fields.get("crashes", 0))
+        value: int = self.fields.get("crashes", 0)
+        return value
 
     @property
     def deferrals(self) -> int:
         """How often this attempt was sent again without having run."""
-        return cast("int", self.fields.get("deferrals", 0))
+        value: int = self.fields.get("deferrals", 0)
+        return value
 
     @property
     def sent(self) -> float | None:
         """When it was called."""
-        return cast("float | None", self.fields.get("sent"))
+        value: float | None = self.fields.get("sent")
+        return value
 
     @property
     def eta(self) -> float | None:
         """It does not run before this instant."""
-        return cast("float | None", self.fields.get("eta"))
+        value: float | None = self.fields.get("eta")
+        return value
 
     @property
     def expires(self) -> float | None:
         """It does not start after this instant."""
-        return cast("float | None", self.fields.get("expires"))
+        value: float | None = self.fields.get("expires")
+        return value
 
     @property
     def timeout(self) -> float | None:
         """Time limit of one run in seconds, where the call set one."""
-        return cast("float | None", self.fields.get("timeout"))
+        value: float | None = self.fields.get("timeout")
+        return value
 
     @property
     def root(self) -> str:
         """The id of the call that began the workflow; its own where none did."""
-        return cast("str", self.fields.get("root", self.fields["id"]))
+        value: str = self.fields.get("root", self.fields["id"])
+        return value
 
     @property
     def parent(self) -> str | None:
         """The id of the task that made this call."""
-        return cast("str | None", self.fields.get("parent"))
+        value: str | None = self.fields.get("parent")
+        return value
 
     @property
     def group(self) -> str | None:
         """The ordering key."""
-        return cast("str | None", self.fields.get("group"))
+        value: str | None = self.fields.get("group")
+        return value
 
     @property
     def tenant(self) -> str | None:
         """The fairness key."""
-        return cast("str | None", self.fields.get("tenant"))
+        value: str | None = self.fields.get("tenant")
+        return value
 
     @property
     def headers(self) -> Mapping[str, Any]:
         """What the caller's code and middleware add; JSON values."""
-        return cast("Mapping[str, Any]", self.fields.get("headers", {}))
+        value: Mapping[str, Any] = self.fields.get("headers", {})
+        return value
 
     @property
     def link(self) -> Sequence[Mapping[str, Any]]:
         """Signatures to call with the result, as JSON objects."""
-        return cast("Sequence[Mapping[str, Any]]", self.fields.get("link", ()))
+        value: Sequence[Mapping[str, Any]] = self.fields.get("link", ())
+        return value
 
     @property
     def link_error(self) -> Sequence[Mapping[str, Any]]:
         """Signatures to call when it ends without a result."""
-        return cast("Sequence[Mapping[str, Any]]", self.fields.get("link_error", ()))
+        value: Sequence[Mapping[str, Any]] = self.fields.get("link_error", ())
+        return value
 
     @property
     def ignore_result(self) -> bool:
@@ -162,7 +181,8 @@ class Message:
     @property
     def dead(self) -> Mapping[str, Any] | None:
         """In a dead-letter queue: why it is there (``reason``, ``queue``, ``at``, ``error``)."""
-        return cast("Mapping[str, Any] | None", self.fields.get("dead"))
+        value: Mapping[str, Any] | None = self.fields.get("dead")
+        return value
 
     def copy(self, **changes: Any) -> Message:
         """The same message with other fields; ``None`` takes a field out."""
@@ -214,7 +234,7 @@ def _count(value: object) -> bool:
 
 
 def _instant(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e11 < value < 1e11
+    return (type(value) is float or type(value) is int) and -1e11 < value < 1e11
 
 
 def _limit(value: object) -> bool:
@@ -234,7 +254,10 @@ def _flag(value: object) -> bool:
 
 
 def _signatures(value: object) -> bool:
-    return isinstance(value, list) and all(map(_signature, cast("list[object]", value)))
+    try:
+        return isinstance(value, list) and all(map(_signature, cast("list[object]", value)))
+    except RecursionError:
+        return False
 
 
 def _signature(value: object) -> bool:
@@ -251,7 +274,7 @@ _LINK: Final[Mapping[str, Callable[[object], bool]]] = {
     "kwargs": _object,
     "immutable": _flag,
     "delay": _limit,
-    "expires": _instant,
+    "expires": _limit,
     "timeout": _limit,
     "group": _text,
     "tenant": _text,
@@ -332,7 +355,7 @@ def decode(fields: dict[str, Any]) -> Message:
                 raise DecodeError(f'"{key}" must be {wanted}')
         if fields.get("first", 0) > fields.get("attempt", 0):
             raise DecodeError('"first" must not be above "attempt"')
-    elif not _instant(fields.get("sent", 0)) or not isinstance(fields.get("kwargs", {}), dict):
+    elif not _instant(fields.get("sent", 0)) or ("kwargs" in fields and not isinstance(fields["kwargs"], dict)):
         raise DecodeError('"sent" must be a Unix time in seconds and "kwargs" an object')
     return Message(fields)
 

@@ -66,7 +66,10 @@ class Retry:
     def pause(self, retries: int, *, uniform: Callable[[float, float], float] = random.uniform) -> float:
         """The wait before the next run, whatever the error."""
         longest, first = seconds(self.max_delay), seconds(self.delay)
-        wait = min(longest, first * self.backoff ** min(retries, 1000)) if first else 0.0
+        try:
+            wait = min(longest, first * float(self.backoff) ** retries) if first else 0.0
+        except OverflowError:
+            wait = longest
         return uniform(0.0, wait) if self.jitter else wait
 
 

@@ -84,7 +84,7 @@ class Runner:
         job = Job(delivery)
         try:
             fields = parse(delivery.body)
-            raw = unwrap(fields)
+            raw = unwrap(fields) if "dead" in fields else None
             job.fields = fields = fields if raw is None else parse(raw)
             message = decode(fields)
         except DecodeError as error:

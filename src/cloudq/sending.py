@@ -348,6 +348,8 @@ def weigh(outgoing: Outgoing) -> int:
     """Bytes of a message as brokers count them: body and attributes."""
     body = outgoing.body
     size = len(body) if body.isascii() else len(body.encode("utf-8", "surrogatepass"))
+    if not outgoing.attributes:
+        return size
     return size + sum(len(name) + len(value.encode()) + 6 for name, value in outgoing.attributes.items())
 
 

@@ -1,18 +1,14 @@
-"""Real worker processes for the tests: ``start`` runs a task module's app, and this module is also what that process runs."""
+"""Real worker processes for the tests, started by the command as a user would."""
 
 from __future__ import annotations
 
-import importlib
-import json
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 _ROOT = Path(__file__).parents[2]
 
@@ -45,9 +41,10 @@ class WorkerProcess:
 
 
 @contextmanager
-def start(module: str, *, env: Mapping[str, str], log: Path, **options: Any) -> Iterator[WorkerProcess]:
-    """Run a worker for ``module.app`` with these WorkerOptions; whatever is left of it at the end of the block is killed."""
-    command = [sys.executable, "-W", "error", "-m", "tests.acceptance.processes", module, json.dumps(options)]
+def start(module: str, *options: str, queues: Iterable[str], env: Mapping[str, str], log: Path) -> Iterator[WorkerProcess]:
+    """Run ``cloudq worker`` for the app of a task module; whatever is left of it at the end of the block is killed."""
+    command = [sys.executable, "-W", "error", "-m", "cloudq.cli", "-A", f"{module}:app"]
+    command += ["worker", "--log-format", "plain", "--queues", ",".join(queues), *options]
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=_ROOT, env={**os.environ, **env}, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     try:
@@ -55,15 +52,3 @@ def start(module: str, *, env: Mapping[str, str], log: Path, **options: Any) -> 
     finally:
         process.kill()
         process.wait(10)
-
-
-def main(module: str, options: str) -> None:
-    """What a worker process does."""
-    from cloudq.worker import Worker, WorkerOptions
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    Worker(importlib.import_module(module).app, WorkerOptions(**json.loads(options))).run()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -11,13 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from cloudq import CloudQ, states
+from cloudq import CloudQ, Signature, states
 from cloudq.message import derived_id
 from tests.acceptance import processes
 from tests.acceptance.ledger import Ledger, until
 from tests.servers import SQSServer, unique, use
 
+# One server that is none of ours: these tests are about cloudq's hosts, and long.
+pytestmark = pytest.mark.parametrize("sqs_server", ["moto"], indirect=True)
+
 STEPS = ("before run", "during", "after result", "after follow-up", "before ack", "after ack")
+APP = "tests.acceptance.killed"
 KINDS = ("done", "link", "retry", "dead")
 CALLS = 8
 """A scenario's calls: twice what runs at once, so that some are done, some run and some wait when the worker dies."""
@@ -87,25 +91,22 @@ def aftermath(sqs_server: SQSServer, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def _call(app: CloudQ, scenario: Scenario) -> None:
-    from cloudq import Signature
-
     task = "done" if scenario.kind == "link" else scenario.kind
     for number in range(CALLS):
-        link = [Signature("follow", options={"queue": scenario.queue})] if scenario.kind == "link" else []
+        link: list[Signature[int]] = [Signature("follow", options={"queue": scenario.queue})] if scenario.kind == "link" else []
         scenario.ids.append(app.send_task(task, (number,), queue=scenario.queue, link=link).id)
 
 
 def _live_and_die(scenario: Scenario, app: CloudQ, env: dict[str, str], folder: Path) -> None:
     log = folder / f"{scenario.queue}.log"
     env = {**env, "KILL_AT": scenario.step}
-    with processes.start("tests.acceptance.killed", env=env, log=log, queues={scenario.queue: 1}, concurrency=AT_ONCE) as worker:
+    with processes.start(APP, "--concurrency", str(AT_ONCE), queues=[scenario.queue], env=env, log=log) as worker:
         scenario.victim, scenario.exit_code = worker.pid, worker.wait(40)
     scenario.ended_before = {id for id in scenario.ids + scenario.follow_ups if app.result(id).state in states.TERMINAL}
 
 
 def _take_over(server: SQSServer, queues: list[str], env: dict[str, str], folder: Path) -> None:
-    options = {"queues": dict.fromkeys(queues, 1), "concurrency": 2 * len(queues)}
-    with processes.start("tests.acceptance.killed", env=env, log=folder / "survivor.log", **options) as worker:
+    with processes.start(APP, "--concurrency", str(2 * len(queues)), queues=queues, env=env, log=folder / "survivor.log") as worker:
         for queue in queues:
             until(lambda queue=queue: server.depth(queue) == 0, f"an empty queue {queue}", 60)  # type: ignore[misc]
         worker.signal(signal.SIGTERM)

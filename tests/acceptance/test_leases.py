@@ -11,6 +11,9 @@ from tests.acceptance import processes
 from tests.acceptance.ledger import Ledger, until
 from tests.servers import SQSServer, unique
 
+# One server that is none of ours: these tests are about cloudq's hosts, and long.
+pytestmark = pytest.mark.parametrize("sqs_server", ["moto"], indirect=True)
+
 LEASE = 2
 
 
@@ -19,14 +22,14 @@ def test_a_task_that_blocks_all_it_can_for_three_lease_lengths_runs_once(sqs: SQ
     queue, ledger = unique(), Ledger(tmp_path / "ledger")
     sqs.make_queue(queue, dead_letter=f"{queue}-dlq")
     env = {**sqs.env, "CLOUDQ_BROKER": f"sqs://?lease={LEASE}", "LEDGER": str(ledger.path)}  # no store: nothing but the lease guards it
-    options = {"queues": {queue: 1}, "concurrency": 4}
+    command = ("tests.acceptance.lasting", "--concurrency", "4")
     app = CloudQ("caller", broker="sqs://")
     with app.batch():
         ids = [app.send_task(task, (3.0 * LEASE,), queue=queue).id for task in tasks]
     app.close()
-    with processes.start("tests.acceptance.lasting", env=env, log=tmp_path / "one.log", **options) as one:
+    with processes.start(*command, queues=[queue], env=env, log=tmp_path / "one.log") as one:
         ledger.wait("began", len(ids))
-        with processes.start("tests.acceptance.lasting", env=env, log=tmp_path / "other.log", **options) as other:
+        with processes.start(*command, queues=[queue], env=env, log=tmp_path / "other.log") as other:
             ledger.wait("ended", len(ids), timeout=40)
             until(lambda: sqs.depth(queue) == 0, "all messages acked")
             for worker in (one, other):

@@ -17,6 +17,9 @@ from tests.acceptance.ledger import Ledger
 from tests.proxy import Proxy, Request, proxy
 from tests.servers import SQSServer, unique, use
 
+# One server that is none of ours: these tests are about cloudq's hosts, and long.
+pytestmark = pytest.mark.parametrize("sqs_server", ["moto"], indirect=True)
+
 CALLS = 2000
 THREADS = 8
 COROUTINES = 100
@@ -88,8 +91,8 @@ def _call(queue: str, sqs: Proxy) -> Counter[int]:
 def _drain(queue: str, sqs: Proxy, folder: Path) -> Counter[str]:
     ledger = Ledger(folder / "ledger")
     env = {"CLOUDQ_BROKER": "sqs://", "LEDGER": str(ledger.path)}
-    options = {"queues": {queue: 1}, "concurrency": 20, "drain": True}
-    with processes.start("tests.acceptance.counted", env=env, log=folder / "worker.log", **options) as worker:
+    options = ("--concurrency", "20", "--drain", "--log-level", "warning")
+    with processes.start("tests.acceptance.counted", *options, queues=[queue], env=env, log=folder / "worker.log") as worker:
         assert worker.wait(60) == 0, worker.wrote()
     ledger.close()
     return ledger.counts("run")

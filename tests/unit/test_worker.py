@@ -51,7 +51,7 @@ def stored() -> Iterator[CloudQ]:
 
 
 def _worker(app: CloudQ, **options: Any) -> Worker:
-    return Worker(app, WorkerOptions(**{"wait": 1.0, "grace": 5.0, **options}))
+    return Worker(app, WorkerOptions(**{"wait": 0.1, "grace": 5.0, **options}))
 
 
 def _drain(app: CloudQ, **options: Any) -> Worker:

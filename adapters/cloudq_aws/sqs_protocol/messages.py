@@ -69,7 +69,8 @@ class Messages:
                 continue
             if target.fifo:
                 key = target.dedup_key(envelope)
-                if known := target.seen(key, now) or fresh.get(key):
+                known = fresh.get(key) if (old := target.seen(key, now)) is None else old
+                if known is not None:
                     results.append(known)
                     continue
                 fresh[key] = envelope

@@ -43,14 +43,14 @@ class Queues:
 
     def asked(self, call: Call) -> Queue:
         """The queue of the request's QueueUrl; only the URL's last part counts."""
-        return self._named(text(call.params, "QueueUrl").rpartition("/")[2])
+        return self.named(text(call.params, "QueueUrl").rpartition("/")[2])
 
     def forget_deleted(self) -> None:
         """Forget what was deleted by the broker's own method."""
         here = set(self._broker.queues())
         self._known = {name: known for name, known in self._known.items() if name in here}
 
-    def _named(self, name: str) -> Queue:
+    def named(self, name: str) -> Queue:
         """The queue, also one that was made by the broker's own method."""
         known = self._known.get(name)
         if known is None:
@@ -64,7 +64,7 @@ class Queues:
         queue.check_name(name, given)
         attributes = queue.check_attributes(given, fifo=name.endswith(".fifo"))
         if name in self._broker.queues():
-            present = self._described(self._named(name), call)
+            present = self._described(self.named(name), call)
             for attribute, value in attributes.items():
                 if not _same(attribute, present.get(attribute, ""), value):
                     why = f"A queue already exists with the same name and a different value for attribute {attribute}"
@@ -72,8 +72,8 @@ class Queues:
         else:
             redrive = self._checked_redrive(name, attributes)
             self._broker.create_queue(name)
-            self._configure(self._named(name), attributes, redrive)
-            self._named(name).tags |= {str(tag): str(value) for tag, value in mapping(call.params, "tags").items()}
+            self._configure(self.named(name), attributes, redrive)
+            self.named(name).tags |= {str(tag): str(value) for tag, value in mapping(call.params, "tags").items()}
         return {"QueueUrl": call.url(name)}
 
     async def _delete(self, call: Call) -> Answer:
@@ -91,7 +91,7 @@ class Queues:
         return _DONE
 
     async def _get_url(self, call: Call) -> Answer:
-        return {"QueueUrl": call.url(self._named(text(call.params, "QueueName")).name)}
+        return {"QueueUrl": call.url(self.named(text(call.params, "QueueName")).name)}
 
     async def _get_attributes(self, call: Call) -> Answer:
         target, asked = self.asked(call), names(call.params, "AttributeNames")
@@ -217,7 +217,7 @@ class Queues:
         name = queue.queue_of(text(call.params, member))
         if name is None or name not in self._broker.queues():
             raise Refused("ResourceNotFoundException", f"The resource that you specified for the {member} parameter doesn't exist.")
-        return self._named(name)
+        return self.named(name)
 
 
 def no_queue() -> Refused:
