@@ -6,7 +6,10 @@ import asyncio
 import importlib
 import io
 import os
-from typing import Any
+from typing import Any, Protocol
+
+from cloudq.errors import ConfigError
+from cloudq_aws.boto import BotoClient
 
 _CONNECT = 3.0
 """Seconds for one connect."""
@@ -19,6 +22,26 @@ _LARGE = 1 << 20
 
 _abandoned: list[object] = []
 """Clients of a parent process, or of a loop that is gone. Kept: finalising them would take the parent's sockets from its event loop."""
+
+
+class Requests(Protocol):
+    """What the drivers need of a client; ``Client`` and ``cloudq_aws.boto.BotoClient`` are the two."""
+
+    async def request(self, action: str, *, within: float, **parameters: Any) -> dict[str, Any]: ...
+
+    async def region(self) -> str: ...
+
+    async def close(self) -> None: ...
+
+
+def client_for(service: str, region: str | None, *, read_timeout: float, sdk: str | None = None) -> Requests:
+    """The client over ``sdk``, ``boto3`` or ``aiobotocore``; by default boto3 inside Lambda, whose runtime has it, else aiobotocore."""
+    sdk = sdk or ("boto3" if "AWS_LAMBDA_FUNCTION_NAME" in os.environ else "aiobotocore")
+    if sdk not in ("boto3", "aiobotocore"):
+        raise ConfigError(f"the client is boto3 or aiobotocore, not {sdk!r}")
+    if sdk == "aiobotocore":
+        return Client(service, region, read_timeout=read_timeout)
+    return BotoClient(service, region, read_timeout=read_timeout)
 
 
 class Client:

@@ -16,7 +16,7 @@ from cloudq.adapters import Adapter, AdapterContext, Location
 from cloudq.clock import Clock, SystemClock
 from cloudq.errors import CloudQError, ConfigError, Conflict, DocumentTooLarge, StoreError, StoreUnavailable
 from cloudq.store import ANY, MISSING, Document, Expect, Page, StoreLimits, Value
-from cloudq_aws.client import Client
+from cloudq_aws.client import client_for
 from cloudq_aws.errors import DENIED, Refusal, Service, mapped_to
 from cloudq_aws.s3 import Bodies
 
@@ -37,6 +37,8 @@ _LARGE = 16 << 20
 
 _ANSWER = 10.0
 """Seconds that a request with its SDK retries may take."""
+_SILENCE = 3.0
+"""Seconds without an answer after which the SDK tries again: DynamoDB answers in milliseconds, and a put knows its own earlier try."""
 _ROUNDS = 8
 """How often what a BatchGetItem left out is asked for again."""
 
@@ -72,7 +74,7 @@ class DynamoDBStore:
             )
         self._table = table
         self._clock = clock or SystemClock()
-        self._client = Client("dynamodb", region, read_timeout=_ANSWER)
+        self._client = client_for("dynamodb", region, read_timeout=_SILENCE)
         self._bodies = None if overflow is None else Bodies(overflow, region)
         self._limits = StoreLimits(value=_LARGE if self._bodies else _VALUE, members=_MEMBERS)
 

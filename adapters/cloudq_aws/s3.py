@@ -6,13 +6,15 @@ import hashlib
 from urllib.parse import urlsplit
 
 from cloudq.errors import CloudQError, ConfigError, StoreError, StoreUnavailable
-from cloudq_aws.client import Client
+from cloudq_aws.client import client_for
 from cloudq_aws.errors import DENIED, Refusal, Service, mapped_to
 
 __all__ = ["Bodies"]
 
 _ANSWER = 30.0
 """Seconds that a request with its SDK retries may take."""
+_SILENCE = 10.0
+"""Seconds without an answer after which the SDK tries again."""
 
 
 class Bodies:
@@ -28,7 +30,7 @@ class Bodies:
         self._bucket = parts.netloc
         path = parts.path.strip("/")
         self._prefix = f"{path}/" if path else ""
-        self._client = Client("s3", region, read_timeout=_ANSWER)
+        self._client = client_for("s3", region, read_timeout=_SILENCE)
 
     async def put(self, name: str, body: bytes) -> tuple[str, str]:
         """Write ``body`` under the prefix and a name that nobody else uses; returns the object's key and its SHA-256 in hex."""

@@ -18,7 +18,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
 from ipaddress import ip_address
@@ -27,7 +27,10 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from cloudq.adapters import Location
+from cloudq.broker import Broker
 from cloudq.clock import Clock
+from cloudq.errors import ConfigError
 from cloudq.memory.broker import DEFAULT, MemoryBroker
 from cloudq.memory.lies import LyingBroker
 from cloudq_aws.sqs_protocol.request import Call, Refused
@@ -166,6 +169,27 @@ def serve_in_thread(broker: MemoryBroker | None = None, **options: Any) -> Gener
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+@contextmanager
+def serve_at(broker: Broker, location: Location) -> Generator[str]:
+    """What ``cloudq.adapters.serve`` does for ``sqs://host:port/?lie=SEED``; ConfigError for a broker not of memory, or a taken port."""
+    location.allow("lie")
+    if not isinstance(broker, MemoryBroker):
+        raise ConfigError("only a memory:// broker (one that does not lie itself) can be served as SQS")
+    try:
+        place = urlsplit(f"//{location.host}")
+        lie = location.number("lie", 0) if "lie" in location.options else None
+        serving = serve_in_thread(broker, host=place.hostname or "127.0.0.1", port=place.port or 0, lie=lie)
+        with ExitStack() as stack:
+            server = stack.enter_context(serving)
+            close = stack.pop_all().close
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"SQS cannot be served at {location.host or '127.0.0.1'}: {error}") from error
+    try:
+        yield server.endpoint
+    finally:
+        close()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

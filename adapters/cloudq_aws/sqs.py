@@ -7,13 +7,16 @@ import math
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from importlib import import_module
 from typing import Any
 
 from cloudq.adapters import Adapter, AdapterContext, Location
-from cloudq.broker import Delivery, Limits, Outgoing, QueueStats
+from cloudq.broker import Broker, Delivery, Limits, Outgoing, QueueStats
 from cloudq.clock import Clock, SystemClock
 from cloudq.errors import ConfigError, LeaseLost, QueueNotFound, SendError, SettleError
-from cloudq_aws.client import Client
+from cloudq_aws.boto import BotoClient
+from cloudq_aws.client import client_for
 from cloudq_aws.errors import THROTTLED, RequestRefused, mapped, short_code
 
 __all__ = ["SQSBroker", "adapter"]
@@ -44,7 +47,8 @@ class SQSBroker:
 
     ``region`` ``None`` leaves it to the SDK, as are credentials and endpoint (``AWS_PROFILE``, ``AWS_ENDPOINT_URL`` …). ``lease`` (whole
     seconds, 1 to 12 h) is asked for with every receive, whatever the queue's own visibility timeout says; ``wait`` is the longest poll
-    (up to 20 s, by default no more than half the lease, because a lease is counted from before its poll began).
+    (up to 20 s, by default no more than half the lease, because a lease is counted from before its poll began). ``client`` is ``boto3`` or
+    ``aiobotocore``; by default the former inside Lambda.
 
     Queues whose names end in ``.fifo`` are ordered: they take messages with a group, without a delay; other queues take none with a group.
     A queue's URL is asked for once. Needs sqs:GetQueueUrl, SendMessage, ReceiveMessage, DeleteMessage, ChangeMessageVisibility and
@@ -55,7 +59,14 @@ class SQSBroker:
     """
 
     def __init__(
-        self, region: str | None = None, *, prefix: str = "", lease: float = 60.0, wait: float | None = None, clock: Clock | None = None
+        self,
+        region: str | None = None,
+        *,
+        prefix: str = "",
+        lease: float = 60.0,
+        wait: float | None = None,
+        client: str | None = None,
+        clock: Clock | None = None,
     ) -> None:
         if not 1 <= lease <= _HOLD or lease != int(lease):
             raise ConfigError(f"sqs:// needs a lease of whole seconds from 1 to {_HOLD} (12 h), not {lease:g}")
@@ -76,7 +87,7 @@ class SQSBroker:
         )
         self._prefix = prefix
         self._clock = clock or SystemClock()
-        self._client = Client("sqs", region, read_timeout=poll + 10)
+        self._client = client_for("sqs", region, read_timeout=poll + 10, sdk=client)
         self._urls: dict[str, str] = {}
 
     @property
@@ -84,8 +95,8 @@ class SQSBroker:
         return self._limits
 
     async def send(self, queue: str, messages: Sequence[Outgoing]) -> Sequence[SendError | None]:
-        answers: list[SendError | None] = [_refusal(queue, message) for message in messages]
-        entries = [_entry(queue, str(index), message) for index, message in enumerate(messages) if answers[index] is None]
+        answers: list[SendError | None] = [refusal(queue, message) for message in messages]
+        entries = [{"Id": str(index), **entry(queue, message)} for index, message in enumerate(messages) if answers[index] is None]
         if entries:
             for index, error in (await self._send(queue, entries)).items():
                 answers[index] = error
@@ -180,12 +191,26 @@ class SQSBroker:
         ready, in_flight, delayed = (int(counts.get(name, 0)) for name in _COUNTS)
         return QueueStats(ready=ready, in_flight=in_flight, delayed=delayed)
 
+    def queue_of(self, arn: str) -> str:
+        """The queue that this broker knows under ``arn``: its name without the prefix, or the ARN itself where the name has none."""
+        found = _ARN.fullmatch(arn)
+        return found[3].removeprefix(self._prefix) if found and found[3].startswith(self._prefix) and found[3] != self._prefix else arn
+
+    def open(self) -> None:
+        """Load boto3 and make its client now, for a host whose start is cheaper than its first request; with aiobotocore do nothing."""
+        if isinstance(self._client, BotoClient):
+            self._client.open()
+
     async def close(self) -> None:
         await self._client.close()
 
+    async def url(self, queue: str) -> str:
+        """The URL of a queue, which is asked for once; raises QueueNotFound."""
+        return self._urls.get(queue) or await self._find(queue)
+
     async def _call(self, action: str, queue: str, *, wait: float = 0.0, **parameters: Any) -> Mapping[str, Any]:
         """Make one request about ``queue``."""
-        url = self._urls.get(queue) or await self._find(queue)
+        url = await self.url(queue)
         with mapped(action, queue):
             return await self._client.request(action, within=_ANSWER + wait, QueueUrl=url, **parameters)
 
@@ -217,7 +242,7 @@ def _ordered(queue: str) -> bool:
     return queue.endswith(".fifo")  # by name, URL and ARN: AWS CreateQueue demands the suffix of FIFO queues, and of no other
 
 
-def _refusal(queue: str, message: Outgoing) -> SendError | None:
+def refusal(queue: str, message: Outgoing) -> SendError | None:
     """Why SQS would refuse ``message``, found before the request because SQS may refuse the whole batch for it."""
     if not message.body:
         return _refused(queue, "its body is empty", "EmptyMessage")
@@ -253,18 +278,19 @@ def _size(message: Outgoing) -> int:
     return sum(len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass")) for text in texts)
 
 
-def _entry(queue: str, entry_id: str, message: Outgoing) -> dict[str, Any]:
-    entry: dict[str, Any] = {"Id": entry_id, "MessageBody": message.body}
+def entry(queue: str, message: Outgoing) -> dict[str, Any]:
+    """What SendMessage is asked beside the queue, and what an entry of SendMessageBatch holds beside its Id."""
+    fields: dict[str, Any] = {"MessageBody": message.body}
     if message.delay > 0:
-        entry["DelaySeconds"] = math.ceil(message.delay)
+        fields["DelaySeconds"] = math.ceil(message.delay)
     if message.attributes:
-        entry["MessageAttributes"] = {name: {"DataType": "String", "StringValue": value} for name, value in message.attributes.items()}
+        fields["MessageAttributes"] = {name: {"DataType": "String", "StringValue": value} for name, value in message.attributes.items()}
     if _ordered(queue):
         # Never left to content-based deduplication: equal calls within 5 minutes would vanish.
-        entry |= {"MessageGroupId": _plain(message.group or ""), "MessageDeduplicationId": _plain(message.dedup or uuid.uuid4().hex)}
+        fields |= {"MessageGroupId": _plain(message.group or ""), "MessageDeduplicationId": _plain(message.dedup or uuid.uuid4().hex)}
     elif message.tenant:
-        entry["MessageGroupId"] = _plain(message.tenant)
-    return entry
+        fields["MessageGroupId"] = _plain(message.tenant)
+    return fields
 
 
 def _plain(name: str) -> str:
@@ -297,7 +323,7 @@ def _failures(reply: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) ->
 
 
 def _open(location: Location, context: AdapterContext) -> SQSBroker:
-    location.allow("prefix", "lease", "wait")
+    location.allow("prefix", "lease", "wait", "client")
     if location.path:
         raise ConfigError(f"sqs:// takes a region and options, no path like {location.path!r}: sqs://eu-west-1/?prefix=shop-")
     return SQSBroker(
@@ -305,6 +331,7 @@ def _open(location: Location, context: AdapterContext) -> SQSBroker:
         prefix=location.options.get("prefix", ""),
         lease=location.seconds("lease", 60.0),
         wait=location.seconds("wait", 0.0) if "wait" in location.options else None,
+        client=location.options.get("client"),
         clock=context.clock,
     )
 

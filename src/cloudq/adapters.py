@@ -131,9 +131,9 @@ def open_timer(url: str, context: AdapterContext) -> Timer:
 
 
 def serve(url: str, broker: Broker) -> AbstractContextManager[str]:
-    """Serve ``broker`` as the provider of a URL does (``sqs://127.0.0.1:9324/?lie=7``), so that other processes reach it by that provider's client.
+    """Serve ``broker`` as the provider of a URL would (``sqs://127.0.0.1:9324/?lie=7``), so that its client in other processes reaches it.
 
-    The context's value is the endpoint to give to clients. Entering it raises OSError where the port is taken.
+    The context's value is the endpoint that clients are given. Entering it raises ConfigError where nobody can listen there.
     """
     location = Location.parse(url)
     build = find(location.scheme).serve

@@ -459,7 +459,7 @@ class CloudQ:
         return results.AsyncResult(prepared.id, self)
 
     def _dispatch_many(self, prepared: Sequence[Prepared]) -> list[results.AsyncResult[Any]]:
-        failed = self.sender.send_many([(each.queue, each.outgoing, each.id) for each in prepared])
+        failed = self.sender.send_many(prepared)
         accepted = self._accepted(prepared, failed)
         if accepted:
             try:
@@ -469,7 +469,7 @@ class CloudQ:
         return self._sent_many(prepared, failed)
 
     async def _adispatch_many(self, prepared: Sequence[Prepared]) -> list[results.AsyncResult[Any]]:
-        failed = await self.sender.asend_many([(each.queue, each.outgoing, each.id) for each in prepared])
+        failed = await self.sender.asend_many(prepared)
         accepted = self._accepted(prepared, failed)
         if accepted:
             await self.ause_store(lambda store: self._record_many(store, accepted))

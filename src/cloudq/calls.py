@@ -12,14 +12,13 @@ from cloudq.durations import seconds
 from cloudq.errors import ArgumentsError, DelayError
 from cloudq.message import MAX_ID, VERSION, Message, encode_call, new_id
 from cloudq.request import current
-from cloudq.signature import CallOptions, Signature
+from cloudq.signature import NO_OPTIONS, CallOptions, Signature
 from cloudq.values import dumps
 
 if TYPE_CHECKING:
     from cloudq.app import CloudQ
     from cloudq.task import Task
 
-_NO_OPTIONS: Final = CallOptions()
 _OPTIONS: Final = frozenset(CallOptions.__annotations__)
 
 
@@ -59,7 +58,7 @@ def prepare(
             app.sender.check(outgoing, what=f"task {name!r}")
         return Prepared(id, queue, outgoing, None, task)
 
-    options = options or _NO_OPTIONS
+    options = options or NO_OPTIONS
     if unknown := options.keys() - _OPTIONS:
         hint = " (priorities are queues here: send to a queue that workers give more weight)" if "priority" in unknown else ""
         raise ArgumentsError(f"task {name!r}: unknown call option {', '.join(sorted(unknown))}{hint}", task=name)
@@ -127,6 +126,7 @@ def signature_json(app: CloudQ, signature: Signature[Any]) -> dict[str, Any]:
         fields["immutable"] = True
     if delay := _delay(options, 0.0, signature.task):
         fields["delay"] = delay
+        app.sender.check(Outgoing(body="", delay=delay, group=options.get("ordering_key")), what=f"the link to {signature.task!r}")
     timed: dict[str, Any] = {}
     _times(timed, options, task, 0.0, signature.task)
     fields.update(timed)  # "expires" is relative here: it counts from when the call is sent

@@ -10,6 +10,8 @@ import time as _time
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
+from cloudq.forks import Lock, protect
+
 Cancel = Callable[[], None]
 """Call it to take back what ``call_at`` set; calling it twice, or late, does nothing."""
 
@@ -59,6 +61,14 @@ class _Alarms:
         self._cancelled: set[int] = set()
         self._numbers = itertools.count()
         self._thread: threading.Thread | None = None
+        protect(self, row=2)
+
+    @property
+    def fork_lock(self) -> Lock:
+        return self._ready
+
+    def after_fork(self) -> None:
+        self._ready, self._thread = threading.Condition(), None  # the old one would wake the parent's thread, which is not here
 
     def add(self, when: float, callback: Callable[[], None]) -> Cancel:
         with self._ready:

@@ -23,7 +23,7 @@ from cloudq.errors import (
     StoreError,
     TimeLimitExceeded,
 )
-from cloudq.message import DEAD_ATTRIBUTE, Message, decode, new_id, parse, unwrap
+from cloudq.message import DEAD_ATTRIBUTE, Message, decode, is_bare, new_id, parse, unwrap
 from cloudq.middleware import call_quietly
 from cloudq.outcome import Again, Dead, Done, Dropped, Failure, Later, Outcome
 from cloudq.request import Request, current
@@ -39,6 +39,13 @@ NOTHING: Final = Done()
 
 STORE_DOWN_DELAY: Final = 5.0
 """Seconds that a message waits when the store cannot be asked whether it may run."""
+
+
+class Interrupted(BaseException):
+    """Raised by a host inside a run that it must give up, its own time being over.
+
+    No Exception, so that a task's ``except Exception`` lets it pass.
+    """
 
 
 @dataclass(slots=True, eq=False)
@@ -106,7 +113,7 @@ class Runner:
         if task is None:
             job.outcome = self._wait_for_deploy(job, f"no task named {message.task!r} is registered in this worker")
             return job
-        if len(message.fields) > 5:  # more than a bare call has
+        if not is_bare(message.fields):
             now = self.app.clock.time()
             if message.expires is not None and message.expires <= now:
                 job.outcome = Dropped("it expired before it could start", state=states.EXPIRED)
@@ -130,7 +137,7 @@ class Runner:
         return Later(min(max(1.0, (now - since) / 2), 60.0, left), reason, {"unknown_since": round(since, 3)})
 
     async def claim(self, job: Job) -> None:
-        """Take the right to run the job for as long as its delivery is ours, where the app has a store; sets ``job.outcome`` if it may not run.
+        """Where the app has a store, take the right to run the job while its delivery is ours; sets ``job.outcome`` if it may not run.
 
         Each claim has an owner of its own: a second delivery of what runs here already is refused like any other.
         """
@@ -232,6 +239,8 @@ class Runner:
         match error:
             case Ignore():
                 return Done(kept=False)
+            case Interrupted():
+                return self.crashed(job, str(error))
             case Reject():
                 return Dead(f"rejected by the task: {error}", Failure.of(error))
             case ArgumentsError() if error.task == task.name and _outermost(error):

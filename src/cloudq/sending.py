@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from cloudq.broker import Broker, Outgoing
 from cloudq.coalesce import IN_FLIGHT, Coalescer
@@ -25,6 +25,17 @@ Answer: TypeAlias = Exception | None
 
 PAUSES: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 """Seconds between repeats of a failed entry; the last one goes on."""
+
+
+class Addressed(Protocol):
+    """An entry of ``send_many``: a message, where it goes, and the id of its task."""
+
+    @property
+    def queue(self) -> str: ...
+    @property
+    def outgoing(self) -> Outgoing: ...
+    @property
+    def id(self) -> str: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -140,12 +151,12 @@ class Sender:
 
     # ------------------------------------------------------------------ many, by one caller
 
-    def send_many(self, entries: Sequence[tuple[str, Outgoing, str]]) -> dict[int, Exception]:
-        """Send ``(queue, outgoing, task id)`` entries in full batches; returns the errors by index, empty when all were accepted.
+    def send_many(self, entries: Sequence[Addressed]) -> dict[int, Exception]:
+        """Send entries in full batches; returns the errors by index, empty when all were accepted.
 
         Waits ``patience`` seconds for each 10,000 entries at most; what is unconfirmed then is SendUnknown.
         """
-        if all(self._at_once(outgoing) for _, outgoing, _ in entries):
+        if self._all_at_once(entries):
             return drive(self._send_many_local(entries))
         self._refuse_own_thread()
         done = threading.Event()
@@ -153,9 +164,9 @@ class Sender:
         done.wait(self._patience_for(len(entries)))
         return self._failures(entries, answers)
 
-    async def asend_many(self, entries: Sequence[tuple[str, Outgoing, str]]) -> dict[int, Exception]:
+    async def asend_many(self, entries: Sequence[Addressed]) -> dict[int, Exception]:
         """``send_many`` for a coroutine on any loop."""
-        if all(self._at_once(outgoing) for _, outgoing, _ in entries):
+        if self._all_at_once(entries):
             return await self._send_many_local(entries)
         loop = asyncio.get_running_loop()
         done = asyncio.Event()
@@ -172,7 +183,7 @@ class Sender:
             pass
         return self._failures(entries, answers)
 
-    def _post_many(self, entries: Sequence[tuple[str, Outgoing, str]], done: Callable[[], None]) -> list[Answer | bool]:
+    def _post_many(self, entries: Sequence[Addressed], done: Callable[[], None]) -> list[Answer | bool]:
         answers: list[Answer | bool] = [False] * len(entries)  # False: not known yet
         left = len(entries)
 
@@ -188,14 +199,14 @@ class Sender:
 
         if not entries:
             done()
-        self._post([self._parcel(queue, outgoing, task_id, collect(i)) for i, (queue, outgoing, task_id) in enumerate(entries)])
+        self._post([self._parcel(each.queue, each.outgoing, each.id, collect(i)) for i, each in enumerate(entries)])
         return answers
 
-    def _failures(self, entries: Sequence[tuple[str, Outgoing, str]], answers: list[Answer | bool]) -> dict[int, Exception]:
+    def _failures(self, entries: Sequence[Addressed], answers: list[Answer | bool]) -> dict[int, Exception]:
         failures: dict[int, Exception] = {}
         for index, answer in enumerate(answers):
             if answer is False:
-                failures[index] = self._unknown(entries[index][0], entries[index][2])
+                failures[index] = self._unknown(entries[index].queue, entries[index].id)
             elif isinstance(answer, Exception):
                 failures[index] = answer
         return failures
@@ -221,6 +232,11 @@ class Sender:
             not outgoing.delay or self._broker_holds(outgoing) or (self.timer is not None and self.timer.limits.local)
         )
 
+    def _all_at_once(self, entries: Sequence[Addressed]) -> bool:
+        if not self.broker.limits.local:
+            return False
+        return (self.timer is not None and self.timer.limits.local) or all(self._at_once(each.outgoing) for each in entries)
+
     async def _send_local(self, queue: str, batch: list[Outgoing], ids: Sequence[str]) -> Sequence[Answer]:
         """A few tries, then the error: there is no network to wait for, but a broker that lies does fail now and then."""
         answers: list[Answer] = [None] * len(batch)
@@ -243,21 +259,19 @@ class Sender:
                 break
         return answers
 
-    async def _send_many_local(self, entries: Sequence[tuple[str, Outgoing, str]]) -> dict[int, Exception]:
+    async def _send_many_local(self, entries: Sequence[Addressed]) -> dict[int, Exception]:
         failures: dict[int, Exception] = {}
         for queue, indices in _packed(entries, self.broker):
-            batch = [entries[i][1] for i in indices]
-            answers: list[Answer] | None = None
+            batch = [entries[i].outgoing for i in indices]
+            answers: list[Answer] = [BrokerUnavailable("it was not sent yet")] * len(batch)
             if not any(outgoing.delay for outgoing in batch):
                 with suppress(BrokerError):
                     answers = [*await self.broker.send(queue, batch)]
-            again = [k for k in range(len(batch)) if answers is None or _retryable(answers[k])]
+            again = [k for k, answer in enumerate(answers) if _retryable(answer)]
             if again:
-                repeated = await self._send_local(queue, [batch[k] for k in again], [entries[indices[k]][2] for k in again])
-                answers = [None] * len(batch) if answers is None else answers
+                repeated = await self._send_local(queue, [batch[k] for k in again], [entries[indices[k]].id for k in again])
                 for k, answer in zip(again, repeated, strict=True):
                     answers[k] = answer
-            assert answers is not None
             failures.update((i, answer) for i, answer in zip(indices, answers, strict=True) if answer is not None)
         return failures
 
@@ -338,10 +352,14 @@ class Sender:
     async def drain(self) -> None:
         """Wait until everything posted has been answered (on the I/O loop, before it ends: the next one begins afresh)."""
         try:
-            while self._inbox or any(lane.busy for lane in self._lanes.values()):
-                await asyncio.sleep(0.005)
+            await self.idle()
         finally:
             self._forget()
+
+    async def idle(self) -> None:
+        """Wait until nothing is posted or in flight; on the I/O loop, which goes on."""
+        while self._inbox or any(lane.busy for lane in self._lanes.values()):
+            await asyncio.sleep(0.005)
 
 
 def weigh(outgoing: Outgoing) -> int:
@@ -362,19 +380,21 @@ def _raise(answer: Answer) -> None:
         raise answer
 
 
-def _packed(entries: Sequence[tuple[str, Outgoing, str]], broker: Broker) -> list[tuple[str, list[int]]]:
+def _packed(entries: Sequence[Addressed], broker: Broker) -> list[tuple[str, list[int]]]:
     """Group entries by queue into batches of at most ``limits.batch`` entries and ``limits.batch_bytes``, in order."""
-    limits = broker.limits
+    most, heaviest = broker.limits.batch, broker.limits.batch_bytes
     batches: list[tuple[str, list[int]]] = []
-    open_batches: dict[str, tuple[list[int], int]] = {}
-    for index, (queue, outgoing, _) in enumerate(entries):
-        size = weigh(outgoing)
-        indices, total = open_batches.get(queue, ([], 0))
-        if not indices or len(indices) >= limits.batch or total + size > limits.batch_bytes:
-            indices, total = [], 0
+    open_batches: dict[str, list[int]] = {}
+    totals: dict[str, int] = {}
+    for index, entry in enumerate(entries):
+        queue, size = entry.queue, weigh(entry.outgoing)
+        indices = open_batches.get(queue)
+        if indices is None or len(indices) >= most or totals[queue] + size > heaviest:
+            indices = open_batches[queue] = []
+            totals[queue] = 0
             batches.append((queue, indices))
         indices.append(index)
-        open_batches[queue] = (indices, total + size)
+        totals[queue] += size
     return batches
 
 
@@ -385,6 +405,3 @@ def _spawn(call: Coroutine[Any, Any, None]) -> None:
     task = asyncio.get_running_loop().create_task(call)
     _background.add(task)
     task.add_done_callback(_background.discard)
-
-
-__all__ = ["Answer", "Parcel", "QueueNotFound", "Sender", "weigh"]

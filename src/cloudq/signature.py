@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar, Unpack, cast
 
 from cloudq.durations import Duration
 from cloudq.errors import NotBound
@@ -46,14 +46,17 @@ class CallOptions(TypedDict, total=False):
     """Send when the current database transaction commits, by the app's ``after_commit`` hook."""
 
 
-@dataclass(frozen=True, slots=True)
+NO_OPTIONS: Final = CallOptions()
+
+
+@dataclass(slots=True)
 class Signature(Generic[R]):
-    """``task.s(1, 2)``: sends nothing until ``delay`` or ``apply_async``. Frozen; ``set`` and ``clone`` return another."""
+    """``task.s(1, 2)``: sends nothing until ``delay`` or ``apply_async``. Treat it as frozen: ``set`` and ``clone`` return another."""
 
     task: str
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=lambda: {})
-    options: CallOptions = field(default_factory=lambda: CallOptions())
+    options: CallOptions = field(default_factory=lambda: NO_OPTIONS)
     immutable: bool = False
     """Whether it refuses the result of the task that it is linked to (``.si()``)."""
     app: CloudQ | None = field(default=None, compare=False, repr=False)

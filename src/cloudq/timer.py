@@ -41,7 +41,8 @@ class Trigger(Protocol):
 class Schedule:
     """A recurring send: at each fire of ``trigger``, ``message`` goes to ``queue``.
 
-    The text ``<slot>`` in the body is replaced by the fire's instant where the timer can substitute (Unix time, whole seconds).
+    The text ``<slot>`` in the body is replaced by the fire's instant where the timer can substitute: Unix time in whole seconds, or where
+    the provider writes it (EventBridge Scheduler) ``2027-01-15T08:00:00Z``.
     """
 
     name: str

@@ -209,16 +209,16 @@ def test_a_child_forked_while_other_threads_are_sending_sends_what_is_its_own(sq
 
 
 def test_a_child_forked_while_threads_use_the_memory_drivers_can_call() -> None:
-    app, stop = with_task(CloudQ("callers", broker="memory://", store="memory://")), threading.Event()
+    app, stop = with_task(CloudQ("callers", broker="memory://", store="memory://", queues=["busy"])), threading.Event()
 
     def busy() -> None:
         while not stop.is_set():
-            app["add"].apply_async((1, 2), countdown=0.001)
+            app["add"].apply_async((1, 2), countdown=0.001, queue="busy")
 
     def child() -> None:
         assert app["add"].delay(1, 2).state == "QUEUED"
         app["add"].apply_async((1, 2), countdown=5_000)
-        worker = Worker(app, WorkerOptions(concurrency=2, drain=True))
+        worker = Worker(app, WorkerOptions(concurrency=2, wait=0.5, queues={"default": 1}))
         result = app["add"].delay(20, 3)
         worker.start()
         assert result.get(timeout=15) == 23
@@ -351,7 +351,7 @@ def test_a_call_whose_broker_hangs_is_unknown_in_time_and_its_repetition_runs_on
         for _ in range(2):
             again = note.options(task_id=caught.value.task_id).delay(1)
         assert again.id == caught.value.task_id
-        worker = Worker(app, WorkerOptions(concurrency=4))
+        worker = Worker(app, WorkerOptions(concurrency=4, wait=1.0))
         worker.start()
         try:
             assert again.get(timeout=20) == 1

@@ -288,6 +288,13 @@ def test_a_put_whose_answer_is_lost_does_not_conflict_with_itself(dynamodb: Dyna
     with_store(scenario, dynamodb.table)
 
 
+def test_a_put_that_hangs_is_tried_again_within_the_call(dynamodb: DynamoDBServer, wire: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloudq_aws.dynamodb._SILENCE", 0.3)
+    wire.decide = first(1, Hang(), "PutItem")
+    with_store(lambda store: store.put("task", unique(), {}, expect=MISSING), dynamodb.table)
+    assert wire.requests["PutItem"] == 2
+
+
 def test_a_put_that_never_arrived_is_made_once(dynamodb: DynamoDBServer, wire: Proxy) -> None:
     wire.decide = first(1, Cut(forward=False), "PutItem")
     with_store(lambda store: store.put("task", unique(), {}, expect=MISSING), dynamodb.table)

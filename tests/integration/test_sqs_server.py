@@ -23,13 +23,17 @@ import pytest
 from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.exceptions import HTTPClientError
 
-from cloudq.broker import Outgoing
+from cloudq import CloudQ, adapters
+from cloudq.broker import Delivery, Outgoing
 from cloudq.clock import ManualClock
 from cloudq.errors import ConfigError
 from cloudq.memory.broker import DEFAULT, MemoryBroker
+from cloudq.memory.lies import LyingBroker
 from cloudq_aws.server import SQSServer, serve_in_thread
 from cloudq_aws.sqs import SQSBroker
-from tests.servers import AWS_ENV, REGION, free_port, missing, unique, use
+from cloudq_aws.sqs_protocol.queue import Queue
+from tests.acceptance.ledger import Ledger
+from tests.servers import AWS_ENV, REGION, free_port, missing, running, unique, use
 from tests.servers import SQSServer as Client
 
 URL = "http://127.0.0.1/000000000000/"
@@ -331,13 +335,18 @@ def test_batches_of_deletes_and_visibilities_tell_of_each_entry(sqs: Any, clock:
     assert counts(sqs, url) == (2, 0, 0)
 
 
-def test_receipt_handles_of_ended_leases_are_not_kept_for_ever(server: SQSServer, sqs: Any, clock: ManualClock) -> None:
-    url = standard(sqs, VisibilityTimeout="1")
-    sqs.send_message_batch(QueueUrl=url, Entries=batch(*"abcdefghij"))
-    for _ in range(250):
-        assert len(receive(sqs, url)) == 10
-        clock.advance(1)
-    assert len(server._service._queues.named(url.rpartition("/")[2]).held) <= 1000
+def test_receipt_handles_of_ended_leases_are_not_kept_for_ever() -> None:
+    queue = Queue("q", lease=1, now=0)
+    for now in range(5000):
+        queue.hold(Delivery(queue="q", body="x", receipt=now, lease_until=now + 1), now)
+    assert len(queue.held) <= 1000
+
+
+def test_messages_that_are_given_back_as_they_are_received_come_again_and_again(sqs: Any) -> None:
+    url = standard(sqs, VisibilityTimeout="0")
+    sqs.send_message_batch(QueueUrl=url, Entries=batch("a", "b", "c"))
+    for _ in range(340):  # more than a thousand handles, each of them dead at once
+        assert len(sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10)["Messages"]) == 3
 
 
 # Ordered queues.
@@ -816,6 +825,45 @@ def test_the_command_prints_the_endpoint_makes_queues_and_ends_on_sigterm() -> N
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=10)
         assert (process.returncode, errors) == (0, "")
+
+
+def test_a_broker_is_served_at_a_url() -> None:
+    broker = MemoryBroker()
+    with adapters.serve("sqs://?lie=3", broker) as endpoint:
+        assert endpoint.startswith("http://127.0.0.1:")
+        place = endpoint.removeprefix("http://")
+        with pytest.raises(ConfigError, match=place), adapters.serve(f"sqs://{place}", broker):
+            pass
+    with adapters.serve(f"sqs://{place}", broker) as again:
+        assert again == endpoint
+
+
+@pytest.mark.parametrize("url", ["memory://", "sqs://?lei=3", "sqs://127.0.0.1:99999/", "sqs://127.0.0.1:port/"])
+def test_what_cannot_be_served_is_a_configuration_error(url: str) -> None:
+    with pytest.raises(ConfigError), adapters.serve(url, MemoryBroker()):
+        pass
+
+
+def test_a_broker_that_is_not_in_memory_or_that_lies_cannot_be_served() -> None:
+    for broker in (SQSBroker(REGION), LyingBroker(MemoryBroker())):
+        with pytest.raises(ConfigError), adapters.serve("sqs://", broker):
+            pass
+
+
+def test_a_program_beside_cloudq_dev_sends_to_it_by_sqs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(tmp_path / "ledger")
+    endpoint = f"http://127.0.0.1:{(port := free_port())}"
+    command = [sys.executable, "-m", "cloudq.cli", "-A", "tests.acceptance.counted:app", "dev", "--no-reload", "--sqs-port", str(port)]
+    env = {"LEDGER": str(ledger.path), "CLOUDQ_BROKER": "memory://", "CLOUDQ_STORE": "memory://"}
+    with running(command, ready=f"{endpoint}/_cloudq/health", log=tmp_path / "dev.log", env=env) as dev:
+        use({**AWS_ENV, "AWS_ENDPOINT_URL": endpoint}, monkeypatch)
+        app = CloudQ("beside", broker="sqs://")
+        for number in range(25):
+            app.send_task("count", (number,))
+        app.close()
+        ledger.wait("run", 25)
+        assert ledger.counts("run") == Counter(map(str, range(25))), dev.log.read_text()
+    ledger.close()
 
 
 # AWS's JavaScript SDK.

@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -205,16 +205,26 @@ def test_a_batch_sends_at_its_end_and_nothing_when_it_is_left_by_an_error() -> N
     bodies = _bodies(app)
     assert [body["args"][0] for body in bodies] == [1, 2, 3]
     assert bodies[0]["id"] == result.id
-    with pytest.raises(KeyError), app.batch():
-        add.delay(1, 1)
-        app.send_many([add.s(2, 2)])
-        raise KeyError
+
+    def left_by_an_error() -> None:
+        with app.batch():
+            add.delay(1, 1)
+            app.send_many([add.s(2, 2)])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        left_by_an_error()
     assert _bodies(app) == []
 
 
 def test_an_async_batch_does_the_same() -> None:
     app = _app()
     add = _add(app)
+
+    async def left_by_an_error() -> None:
+        async with app.abatch():
+            await add.adelay(1, 1)
+            raise KeyError
 
     async def scenario() -> None:
         async with app.abatch():
@@ -223,9 +233,7 @@ def test_an_async_batch_does_the_same() -> None:
             assert (await app.broker.stats("default")).ready == 0
         assert (await app.broker.stats("default")).ready == 4
         with pytest.raises(KeyError):
-            async with app.abatch():
-                await add.adelay(1, 1)
-                raise KeyError
+            await left_by_an_error()
         assert (await app.broker.stats("default")).ready == 4
 
     asyncio.run(scenario())
@@ -454,7 +462,7 @@ def test_an_app_can_be_used_again_after_close() -> None:
 
 
 @pytest.fixture
-def many_threads() -> Iterator[Callable[[Callable[[], object]], None]]:
+def many_threads() -> Callable[[Callable[[], object]], None]:
     def run(call: Callable[[], object]) -> None:
         errors: list[BaseException] = []
         gate = threading.Barrier(8)
@@ -473,7 +481,7 @@ def many_threads() -> Iterator[Callable[[Callable[[], object]], None]]:
             thread.join()
         assert not errors
 
-    yield run
+    return run
 
 
 def test_the_first_use_by_many_threads_at_once_opens_one_of_each(many_threads: Callable[[Callable[[], object]], None]) -> None:

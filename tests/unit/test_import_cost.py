@@ -40,7 +40,7 @@ results = [
 
 WORK = """
 from cloudq.worker import Worker, WorkerOptions
-worker = Worker(app, WorkerOptions(concurrency=2))
+worker = Worker(app, WorkerOptions(concurrency=2, wait=0.5))
 worker.start()
 values = [result.get(timeout=10) for result in results]
 worker.stop()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from typing import ClassVar
 
 import pytest
 
@@ -202,7 +203,7 @@ def test_drive_refuses_a_driver_that_suspends() -> None:
 
 def test_uwsgi_without_threads_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     class Uwsgi:
-        opt = {"processes": b"4"}
+        opt: ClassVar = {"processes": b"4"}
 
     monkeypatch.setitem(sys.modules, "uwsgi", Uwsgi)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="enable-threads"):

@@ -245,7 +245,6 @@ def test_an_async_task_over_its_limit_is_timed_out_and_one_cancelled_by_its_host
     assert "time limit" in outcome.reason
 
     async def cancelled() -> None:
-        world.app.tasks["t"].settings.__class__  # noqa: B018
         running = asyncio.create_task(world.runner.arun(world.admit(timeout=60, sent=1.0)))
         await asyncio.sleep(0)
         await asyncio.sleep(0)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 
@@ -20,6 +21,14 @@ from cloudq.memory.broker import DEFAULT
 from cloudq.sending import Sender, weigh
 
 Reply = Sequence[SendError | None]
+
+
+class Entry(NamedTuple):
+    """A message, where it goes, and the id of its task."""
+
+    queue: str
+    outgoing: Outgoing
+    id: str
 
 
 class FakeBroker:
@@ -130,12 +139,13 @@ def test_only_failed_entries_are_repeated_and_only_those_that_may_succeed(io: IO
 
     def answer(number: int, bodies: list[str]) -> Reply:
         return [
-            final if body == "bad" else SendError("slow down", retryable=True) if body == "slow" and number == 1 else None for body in bodies
+            final if body == "bad" else SendError("slow down", retryable=True) if body == "slow" and number == 1 else None
+            for body in bodies
         ]
 
     broker = FakeBroker(answer)
     sender = _sender(io, broker)
-    failed = sender.send_many([("q", _out(body), body) for body in ("good", "slow", "bad")])
+    failed = sender.send_many([Entry("q", _out(body), body) for body in ("good", "slow", "bad")])
     assert failed == {2: final}
     assert broker.batches == [["good", "slow", "bad"], ["slow"]]
 
@@ -171,11 +181,11 @@ def test_what_the_broker_does_not_answer_is_unknown_with_its_task_id(io: IOThrea
     async def scenario() -> None:
         with pytest.raises(SendUnknown):
             await sender.asend("q", _out("x"), "the-id")
-        failed = await sender.asend_many([("q", _out("x"), "one"), ("q", _out("y"), "two")])
+        failed = await sender.asend_many([Entry("q", _out("x"), "one"), Entry("q", _out("y"), "two")])
         assert [type(failed[i]) for i in (0, 1)] == [SendUnknown, SendUnknown]
 
     asyncio.run(scenario())
-    failed = sender.send_many([("q", _out("x"), "one")])
+    failed = sender.send_many([Entry("q", _out("x"), "one")])
     assert isinstance(failed[0], SendUnknown)
 
 
@@ -198,7 +208,7 @@ def test_messages_with_an_ordering_key_never_overtake_each_other_also_when_a_req
 
     broker = FakeBroker(answer)
     sender = _sender(io, broker)
-    assert sender.send_many([("q", _out(str(i), group="g"), str(i)) for i in range(35)]) == {}
+    assert sender.send_many([Entry("q", _out(str(i), group="g"), str(i)) for i in range(35)]) == {}
     assert broker.taken == [str(i) for i in range(35)]
 
 
@@ -239,7 +249,7 @@ def test_it_sends_again_after_the_io_thread_was_closed_in_the_middle_of_a_reques
 
 def test_batches_keep_to_the_brokers_limits_of_count_and_bytes(io: IOThread) -> None:
     broker = FakeBroker(limits=replace(DEFAULT, local=False, batch=4, batch_bytes=100))
-    assert _sender(io, broker).send_many([("q", _out("x" * 30), str(i)) for i in range(10)]) == {}
+    assert _sender(io, broker).send_many([Entry("q", _out("x" * 30), str(i)) for i in range(10)]) == {}
     assert all(len(batch) <= 3 for batch in broker.batches)
     assert len(broker.taken) == 10
 
@@ -253,7 +263,7 @@ def test_a_local_broker_is_called_in_the_callers_own_thread() -> None:
     sender = Sender(broker, MemoryTimer(broker, clock), io, clock.time)
     sender.send("q", _out("a"), "a")
     asyncio.run(sender.asend("q", _out("b"), "b"))
-    assert sender.send_many([("q" if i % 2 else "p", _out(str(i)), str(i)) for i in range(30)]) == {}
+    assert sender.send_many([Entry("q" if i % 2 else "p", _out(str(i)), str(i)) for i in range(30)]) == {}
     sender.send("q", _out("far", delay=10_000), "far")
     assert not io.running
     clock.advance(10_001)
@@ -264,13 +274,13 @@ def test_a_local_batch_names_what_was_refused_by_its_index() -> None:
     broker = MemoryBroker()
     broker.create_queue("q")
     sender = Sender(broker, None, IOThread("unused"), time.time)
-    failed = sender.send_many([("q", _out("a"), "a"), ("q", _out("\0"), "b"), ("nowhere", _out("c"), "c")])
+    failed = sender.send_many([Entry("q", _out("a"), "a"), Entry("q", _out("\0"), "b"), Entry("nowhere", _out("c"), "c")])
     assert {index: type(error) for index, error in failed.items()} == {1: SendError, 2: QueueNotFound}
 
 
 def test_a_delay_beyond_the_broker_goes_by_the_timer_or_is_refused_naming_the_call(io: IOThread) -> None:
     sender = _sender(io, FakeBroker())
-    with pytest.raises(DelayError, match="the task.*no timer"):
+    with pytest.raises(DelayError, match=r"the task.*no timer"):
         sender.check(_out("x", delay=901), what="the task")
     with pytest.raises(DelayError, match="ordered queue"):
         sender.check(_out("x", delay=1, group="g"), what="the task")

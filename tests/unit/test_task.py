@@ -99,22 +99,22 @@ def test_the_tasks_retry_wins_over_the_apps() -> None:
     assert app.task(name="b", retry=Retry(max_retries=1))(lambda: None).policy.max_retries == 1
 
 
-def _flaky(app: CloudQ, **retry: Any) -> tuple[Any, list[int]]:
+def _flaky(app: CloudQ, *, with_exc: bool = False, **retry: Any) -> tuple[Any, list[int]]:
     runs: list[int] = []
 
-    @app.task(name="flaky", bind=True, **retry.pop("options", {}))
+    @app.task(name="flaky", bind=True)
     def flaky(self: Any) -> None:
         runs.append(self.request.retries)
         try:
             raise ConnectionError("down")
         except ConnectionError as error:
-            raise self.retry(exc=error if retry.get("exc") else None, **{k: v for k, v in retry.items() if k != "exc"})
+            self.retry(exc=error if with_exc else None, **retry)
 
     return flaky, runs
 
 
 def test_self_retry_runs_again_up_to_its_limit_and_then_fails_with_exc() -> None:
-    flaky, runs = _flaky(_app(), exc=True, max_retries=2, countdown=1)
+    flaky, runs = _flaky(_app(), with_exc=True, max_retries=2, countdown=1)
     result = flaky.apply()
     assert runs == [0, 1, 2]
     assert (result.state, result.result.type) == (states.FAILURE, "ConnectionError")

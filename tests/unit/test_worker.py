@@ -87,7 +87,7 @@ KINDS = ["done", "fail", "retry", "ignore", "reject", "exit", "adone", "afail", 
 
 
 @pytest.mark.parametrize("with_store", [True, False])
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=40), concurrency=st.integers(1, 6), seed=st.integers(0, 99))
 def test_after_a_drain_of_random_outcomes_every_slot_is_back(with_store: bool, kinds: list[str], concurrency: int, seed: int) -> None:
     broker = MemoryBroker(lease=5)
@@ -451,7 +451,7 @@ def test_with_a_single_slot_an_idle_queue_does_not_block_a_busy_one(app: CloudQ)
 
     for _ in range(30):
         t.delay()
-    worker = _worker(app, concurrency=1, queues={"idle": 1, "busy": 1}, wait=20)
+    worker = _worker(app, concurrency=1, queues={"idle": 1, "busy": 1}, wait=0.3)
     worker.start()
     _until(lambda: len(ran) == 30, 4)
     _stop(worker)
@@ -500,6 +500,29 @@ def test_of_one_group_only_one_runs_at_a_time(app: CloudQ) -> None:
         t.options(ordering_key="g").delay()
     _drain(app, concurrency=5)
     assert (most, ran) == (1, 10)
+
+
+@pytest.mark.xfail(reason="the receive count of an ordered delivery also counts the retries of those before it")
+def test_a_follower_is_not_taken_for_a_crash_loop_because_its_forerunner_was_retried(stored: CloudQ) -> None:
+    ran: list[str] = []
+
+    @stored.task(name="head", retry=Retry(max_retries=9, delay=0))
+    def head() -> None:
+        ran.append("head")
+        if len(ran) < 8:
+            raise ValueError
+
+    @stored.task(name="follower", retry=Retry(max_retries=2, delay=0))
+    def follower() -> None:
+        ran.append("follower")
+
+    head.options(ordering_key="g").delay()
+    result = follower.options(ordering_key="g").delay()
+    worker = _worker(stored, concurrency=5)
+    worker.start()
+    _until(result.ready)
+    _stop(worker)
+    assert ran == ["head"] * 8 + ["follower"]
 
 
 # ---------------------------------------------------------------------------------------------- time limits

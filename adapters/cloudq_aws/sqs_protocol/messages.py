@@ -27,7 +27,6 @@ class Messages:
 
     def __init__(self, broker: MemoryBroker, front: Broker, queues: Queues, ids: Ids, *, fail_every: int) -> None:
         self.body_bytes = 0
-        self.received = 0
         self._broker = broker
         self._front = front
         self._queues = queues
@@ -111,8 +110,9 @@ class Messages:
         system = names(params, "AttributeNames", "MessageSystemAttributeNames")
         wanted = names(params, "MessageAttributeNames")
         handles = source.attempted(attempt, self._broker.clock.time()) if attempt else ()
-        if handles:
-            await self._broker.extend([source.held[handle] for handle in handles], visibility)
+        batch: Sequence[Delivery] = [source.held[handle] for handle in handles]
+        if batch:
+            await self._broker.extend(batch, visibility)
         else:
             if len(source.held) >= _IN_FLIGHT and self._full(source):
                 return _DONE
@@ -124,7 +124,8 @@ class Messages:
             handles = [source.hold(delivery, now) for delivery in batch]
             if attempt:
                 source.remember_attempt(attempt, handles, now)
-        return {"Messages": [self._message(source.held[handle], handle, system, wanted, call) for handle in handles]} if handles else _DONE
+        messages = [self._message(delivery, handle, system, wanted, call) for delivery, handle in zip(batch, handles, strict=True)]
+        return {"Messages": messages} if messages else _DONE
 
     def _full(self, source: Queue) -> bool:
         """Whether as much is in flight as SQS allows; a standard queue says so (AWS ReceiveMessage)."""

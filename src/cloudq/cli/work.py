@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cloudq import logs
+from cloudq import adapters, logs
 from cloudq.app import CloudQ
 from cloudq.cli import reload
 from cloudq.cli.live import LiveHandler, banner
@@ -118,6 +119,15 @@ def dev(
         bool, typer.Option("--reload/--no-reload", help="Start anew when a source file changes.", rich_help_panel=_RUN)
     ] = True,
     reload_dir: Folders = None,
+    sqs_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65_535, metavar="PORT", help="Serve the memory broker on this port as SQS, to other processes.", rich_help_panel=_RUN
+        ),
+    ] = None,
+    lie: Annotated[
+        int | None, typer.Option(metavar="SEED", help="Let that SQS misbehave as the real one may.", rich_help_panel=_RUN)
+    ] = None,
 ) -> None:
     """Work on your machine: broker, worker and timer in one process.
 
@@ -125,9 +135,13 @@ def dev(
     and what is queued is gone when it ends.
 
     [dim]cloudq -A shop.tasks:app dev[/]
+    [dim]cloudq dev --sqs-port 9324[/]      a web process with AWS_ENDPOINT_URL=http://127.0.0.1:9324 and sqs:// sends here
     """
+    if lie is not None and sqs_port is None:
+        raise typer.BadParameter("it is the SQS of --sqs-port that lies", param_hint="--lie")
+    served = None if sqs_port is None else f"sqs://127.0.0.1:{sqs_port}/" + ("" if lie is None else f"?lie={lie}")
     options = WorkerOptions(queues=weights(queues or []), concurrency=concurrency, grace=grace, wait=2.0)  # so that a reload is quick
-    _work(state_of(context), "dev", options, log_format, log_level, [*(reload_dir or [Path()])] if reload_ else None)
+    _work(state_of(context), "dev", options, log_format, log_level, [*(reload_dir or [Path()])] if reload_ else None, served)
 
 
 def weights(texts: list[str]) -> dict[str, int]:
@@ -145,7 +159,16 @@ def weights(texts: list[str]) -> dict[str, int]:
     return found
 
 
-def _work(state: State, role: str, options: WorkerOptions, format: LogFormat | None, level: LogLevel, watched: list[Path] | None) -> None:
+def _work(
+    state: State,
+    role: str,
+    options: WorkerOptions,
+    format: LogFormat | None,
+    level: LogLevel,
+    watched: list[Path] | None,
+    served: str | None = None,
+) -> None:
+    """Run a worker. ``served`` is a URL at which its broker is served to other processes."""
     chosen = format or (LogFormat.rich if sys.stderr.isatty() else LogFormat.plain)
     _log(chosen, "DEBUG" if state.debug else level.value.upper())
     generation = reload.generation()
@@ -163,7 +186,10 @@ def _work(state: State, role: str, options: WorkerOptions, format: LogFormat | N
         err().print(banner(app, role, runs, work.queues))
     if generation == 0 and app.broker.limits.local:
         say("memory:// starts empty: what is queued is lost when a change starts this anew", "dim")
-    reason = work.run()
+    with adapters.serve(served, app.broker) if served else nullcontext() as endpoint:
+        if endpoint and not generation:
+            say(f"SQS is at {endpoint}: other processes reach it with AWS_ENDPOINT_URL={endpoint}", "dim")
+        reason = work.run()
     app.close()
     if reason is StopReason.RECYCLE:
         logging.shutdown()

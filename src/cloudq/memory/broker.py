@@ -17,6 +17,7 @@ from typing import Final
 from cloudq.broker import Delivery, Limits, Outgoing, QueueStats
 from cloudq.clock import Clock, SystemClock
 from cloudq.errors import BrokerError, LeaseLost, QueueNotFound, SendError, SettleError
+from cloudq.forks import Lock, protect
 
 DEFAULT: Final = Limits(
     batch=10,
@@ -109,6 +110,17 @@ class MemoryBroker:
         self._lock = threading.RLock()  # reentrant: the collector may close a waiting receive while we hold it
         self._queues: dict[str, _Queue] = {}
         self._numbers = itertools.count(1)
+        protect(self, row=1)
+
+    @property
+    def fork_lock(self) -> Lock:
+        return self._lock
+
+    def after_fork(self) -> None:
+        """Who waits is in the parent. The child has a copy of the messages, the leased ones included."""
+        for queue in self._queues.values():
+            queue.waiters.clear()
+            queue.alarm = math.inf
 
     def create_queue(self, name: str, *, dead_letter: str | None = None, max_receives: int | None = None) -> None:
         """Create ``name`` unless it exists, and ``dead_letter`` with it.

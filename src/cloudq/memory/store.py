@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from cloudq.clock import Clock, SystemClock
 from cloudq.errors import Conflict, DocumentTooLarge
+from cloudq.forks import Lock, protect
 from cloudq.store import ANY, MISSING, Document, Expect, Page, StoreLimits, Value
 
 _Entry: TypeAlias = tuple[bytes, str, float | None]
@@ -39,6 +40,14 @@ class MemoryStore:
         self._sets: dict[tuple[str, str], tuple[set[str], float | None]] = {}
         self._order: dict[str, list[str]] = {}
         self._room = _SWEEP  # how many more keys may be made before the next sweep
+        protect(self, row=1)
+
+    @property
+    def fork_lock(self) -> Lock:
+        return self._lock
+
+    def after_fork(self) -> None:
+        """Do nothing: the child has a copy."""
 
     @property
     def limits(self) -> StoreLimits:

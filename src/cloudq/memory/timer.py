@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 from cloudq.broker import Broker, Outgoing
 from cloudq.clock import Clock
 from cloudq.errors import CloudQError, ConfigError, TimerError
+from cloudq.forks import Lock, protect
 from cloudq.timer import Schedule, TimerLimits
 
 RETRY_SECONDS: Final = 1.0
@@ -56,6 +57,16 @@ class MemoryTimer:
         self._entries: dict[tuple[str, str], _Entry] = {}
         self._schedules: dict[str, Schedule] = {}
         self._alarm = math.inf
+        protect(self, row=0)
+
+    @property
+    def fork_lock(self) -> Lock:
+        return self._lock
+
+    def after_fork(self) -> None:
+        """Set the alarm anew: the clock's thread is not in the child."""
+        self._alarm = math.inf
+        self._arm()
 
     async def at(self, when: float, queue: str, message: Outgoing, *, key: str) -> None:
         """Send ``message`` at ``when``; see Timer."""

@@ -195,9 +195,10 @@ class Worker:
         }
         if self._children is not None:
             await self._children.start()
+        await asyncio.to_thread(signals.worker_ready.send, "worker", worker=self)  # receivers are user code
+        # from here to the wait for the end nothing suspends: a poller that outran it would bounce messages
         receiving = [self._begin(poller.run()) for poller in self._pollers.values()]
         keeping = [self._begin(self._keep_leases()), self._begin(self._watch())]
-        await asyncio.to_thread(signals.worker_ready.send, "worker", worker=self)  # receivers are user code
         self._ready.set_result(None)
         logger.info("ready: %s, %d at once, queues %s", self.app.name, self._size, ", ".join(self.queues))
         try:

@@ -1,0 +1,1 @@
+"""What happens inside one Lambda function: its time, its tasks, its batches."""

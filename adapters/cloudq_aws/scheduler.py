@@ -1,0 +1,422 @@
+"""The EventBridge Scheduler timer: cloudq's timer seam by schedules that send to SQS queues, in one schedule group."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol, runtime_checkable
+from urllib.parse import urlsplit
+
+from cloudq.adapters import Adapter, AdapterContext, Location
+from cloudq.broker import Broker, Outgoing
+from cloudq.clock import Clock, SystemClock
+from cloudq.errors import CloudQError, ConfigError, MessageTooLarge, TimerError
+from cloudq.timer import Schedule, TimerLimits
+from cloudq_aws.client import client_for
+from cloudq_aws.errors import DENIED, Refusal, Service, mapped_to
+from cloudq_aws.sqs import entry, refusal
+
+__all__ = ["EventBridgeTimer", "Expression", "Translated", "adapter", "schedule_name"]
+
+_MINUTE = 60
+_LATE = 2.0 * _MINUTE
+"""Up to a minute for rounding up, and one because a schedule fires within the minute that it names (AWS, "Schedule types": 60 second
+precision). What it does with seconds is not said, so we give it whole minutes."""
+_LEAD = 15.0
+"""Seconds that an instant must lie ahead for a schedule of its own: AWS must have it before it is due, and our clock may be off."""
+_HORIZON = 3650 * 86_400.0
+"""Our own: AWS names no limit."""
+
+# AWS EventBridge Scheduler, "Quotas": 256 KB of input. API reference: names up to 64 characters, descriptions up to 512, 100 a page, and a
+# message is tried again for at most 185 times and 86,400 s.
+_INPUT = 256 * 1024
+_NAME_LENGTH = 64
+_DESCRIPTION = 512
+_PAGE = 100
+_RETRIES: Final = {"MaximumRetryAttempts": 185, "MaximumEventAgeInSeconds": 86_400}
+
+_SEND = "arn:aws:scheduler:::aws-sdk:sqs:sendMessage"
+"""The universal target: any request of SQS's SendMessage, as JSON."""
+_KEYWORD = "<aws.scheduler."
+"""What begins each text that Scheduler replaces in its input (AWS, "Adding context attributes")."""
+_SCHEDULED = f"{_KEYWORD}scheduled-time>"
+_SLOT = "<slot>"
+
+_ONCE, _EVERY = "at", "every"
+"""What the names of one-time and of recurring schedules begin with."""
+
+_ANSWER = 10.0
+"""Seconds that a request with its SDK retries may take."""
+_ROUNDS = 5
+"""How often creating and updating alternate while others change the same schedule."""
+_READERS = 10
+"""Schedules that are read at once."""
+
+_NAME = re.compile(r"[0-9A-Za-z_.-]+")
+_GROUP = re.compile(rf"[0-9A-Za-z_.-]{{1,{_NAME_LENGTH}}}")
+_ROLE = re.compile(r"arn:(aws(?:-[a-z]+)*):iam::(\d{12}):role/[\w+=,.@/-]+")
+_ARN = re.compile(r"arn:[a-z-]+:sqs:([a-z0-9-]+):(\d{12}):([A-Za-z0-9_-]+(?:\.fifo)?)")
+_HOST = re.compile(r"(?:sqs\.)?([a-z0-9-]+)(?:\.queue)?\.amazonaws\.com(?:\.cn)?")
+
+
+@runtime_checkable
+class Translated(Protocol):
+    """A trigger that EventBridge Scheduler can keep."""
+
+    def eventbridge_expression(self) -> tuple[str, str]:
+        """``cron(…)`` or ``rate(…)``, and the IANA time zone that it is read in."""
+        ...
+
+
+@runtime_checkable
+class SQSQueues(Broker, Protocol):
+    """A broker whose queues are SQS's."""
+
+    async def url(self, queue: str) -> str:
+        """The queue's URL; raises QueueNotFound."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """The trigger of a schedule that was read back: when it fires, AWS alone works out."""
+
+    expression: str
+    timezone: str
+    text: str
+
+    def eventbridge_expression(self) -> tuple[str, str]:
+        """See Translated."""
+        return self.expression, self.timezone
+
+    def next_after(self, instant: float) -> float | None:
+        """Always TimerError."""
+        raise TimerError(f"when {self.expression} fires next is known to EventBridge Scheduler only; ask the trigger in the code")
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class EventBridgeTimer:
+    """A Timer of the schedule group ``group``, which must exist, as must ``role`` and ``dead_letter``; it creates schedules only.
+
+    ``region`` ``None`` leaves it to the SDK, as are credentials and endpoint (``AWS_PROFILE``, ``AWS_ENDPOINT_URL`` …). ``role`` is the ARN
+    of the role that Scheduler takes on to send. ``dead_letter`` is a standard queue for what could not be delivered within a day.
+    Queues are named as ``broker`` names them; without a broker by ARN, or by plain name in ``account``, by default the role's.
+
+    Instants are rounded up to the minute, and a schedule fires within its minute: up to two minutes late in all, which is
+    ``limits.late``. What is due within 15 s, or was, goes through ``broker`` at its second (without one it becomes a schedule for the
+    next minute). A one-time schedule deletes itself once fired; AWS takes a moment for it, in which ``cancel`` may still answer true.
+
+    Names are ``at-KEY`` and ``every-NAME``, hashed where long or odd. A message is SQS's own, checked before it is set, of up to
+    256 KB (quoted as JSON where it has attributes, a group or a tenant): MessageTooLarge beyond it.
+
+    Who calls ``at`` needs scheduler:CreateSchedule, UpdateSchedule (the same key again) and DeleteSchedule (``cancel``, and what is due at
+    once) on ``arn:…:schedule/GROUP/*``, and iam:PassRole on the role with iam:PassedToService=scheduler.amazonaws.com; who syncs schedules
+    also GetSchedule, and ListSchedules on ``*``. The role needs sqs:SendMessage on the queues and the dead-letter queue, and a trust policy
+    for scheduler.amazonaws.com with aws:SourceAccount and aws:SourceArn = ``arn:…:schedule-group/GROUP``.
+    """
+
+    def __init__(
+        self,
+        group: str,
+        region: str | None = None,
+        *,
+        role: str,
+        dead_letter: str,
+        account: str | None = None,
+        broker: SQSQueues | None = None,
+        client: str | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        if not _GROUP.fullmatch(group):
+            raise ConfigError(
+                f"no schedule group is named {group!r}: a name is 1 to 64 letters, digits, _, - and . (eventbridge://eu-west-1/shop?role=…)"
+            )
+        if not (arn := _ROLE.fullmatch(role)):
+            raise ConfigError(f"eventbridge:// needs role=arn:aws:iam::ACCOUNT:role/NAME, the role that Scheduler sends with, not {role!r}")
+        if not dead_letter or dead_letter.endswith(".fifo"):
+            raise ConfigError(
+                "eventbridge:// needs dead_letter=, the standard queue (name or ARN) that keeps what Scheduler could not deliver; "
+                f"{dead_letter!r} is none"
+            )
+        self._limits = TimerLimits(horizon=_HORIZON, late=_LATE)
+        self._group = group
+        self._role = role
+        self._dead_letter = dead_letter
+        self._partition = arn[1]
+        self._account = account or arn[2]
+        self._broker = broker
+        self._clock = clock or SystemClock()
+        self._client = client_for("scheduler", region, read_timeout=_ANSWER, sdk=client)
+        self._service = Service(
+            name="EventBridge Scheduler",
+            url="eventbridge://eu-west-1/group",
+            error=TimerError,
+            unavailable=TimerError,
+            refused=self._refused,
+        )
+
+    @property
+    def limits(self) -> TimerLimits:
+        return self._limits
+
+    async def at(self, when: float, queue: str, message: Outgoing, *, key: str) -> None:
+        now = self._clock.time()
+        if not when - now <= _HORIZON:
+            raise TimerError(f"this timer is set at most {_HORIZON / 86_400:.0f} days ahead, not {(when - now) / 86_400:.0f}")
+        minute = _minute(max(when, now))
+        if minute - now < _LEAD and self._broker is not None:
+            await self._send(self._broker, when - now, queue, message)
+            await self.cancel(key)  # what the key had set, if anything
+            return
+        due = datetime.fromtimestamp(max(minute, _minute(now + _LEAD)), UTC)
+        await self._put(
+            _name(_ONCE, key),
+            ScheduleExpression=due.strftime("at(%Y-%m-%dT%H:%M:%S)"),
+            ScheduleExpressionTimezone="UTC",
+            ActionAfterCompletion="DELETE",
+            State="ENABLED",
+            Target=await self._target(queue, message),
+        )
+
+    async def cancel(self, key: str) -> bool:
+        return await self._delete(_name(_ONCE, key))
+
+    async def schedules(self) -> Sequence[Schedule]:
+        names: list[str] = []
+        token: dict[str, str] = {}
+        while True:
+            page = await self._call("ListSchedules", _EVERY, NamePrefix=_EVERY, MaxResults=_PAGE, **token)
+            names += (found["Name"] for found in page["Schedules"])
+            if not page.get("NextToken"):
+                break
+            token = {"NextToken": page["NextToken"]}
+        schedules: list[Schedule] = []
+        for start in range(0, len(names), _READERS):
+            read = await asyncio.gather(*map(self._read, names[start : start + _READERS]))
+            schedules += (schedule for schedule in read if schedule is not None)
+        return sorted(schedules, key=lambda schedule: schedule.name)
+
+    async def put_schedule(self, schedule: Schedule) -> None:
+        if not isinstance(schedule.trigger, Translated):
+            raise TimerError(
+                f"schedule {schedule.name!r}: its trigger {schedule.trigger} cannot be told to EventBridge Scheduler; "
+                "it has no eventbridge_expression()"
+            )
+        name, message = schedule_name(schedule.name), schedule.message
+        expression, timezone = schedule.trigger.eventbridge_expression()
+        note = json.dumps({"name": schedule.name, "queue": schedule.queue, "trigger": str(schedule.trigger)}, ensure_ascii=False)
+        if len(note) > _DESCRIPTION:
+            raise TimerError(f"schedule {name!r}: its name, queue and trigger have {len(note)} characters together; {_DESCRIPTION} fit")
+        if message.group is not None:  # each tick is a message of its own, also within the 5 minutes of SQS's deduplication
+            message = replace(message, dedup=f"{name}@{_SLOT}")
+        await self._put(
+            name,
+            Description=note,
+            ScheduleExpression=expression,
+            ScheduleExpressionTimezone=timezone,
+            ActionAfterCompletion="NONE",
+            State="DISABLED" if schedule.paused else "ENABLED",
+            Target=await self._target(schedule.queue, message, slot=_SCHEDULED),
+        )
+
+    async def delete_schedule(self, name: str) -> None:
+        await self._delete(schedule_name(name))
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def _send(self, broker: Broker, wait: float, queue: str, message: Outgoing) -> None:
+        """Send at once what is due within seconds."""
+        if wait > 0 and message.group is not None and not broker.limits.ordered_delay:
+            await self._clock.sleep(wait)
+            wait = 0.0
+        (answer,) = await broker.send(queue, [replace(message, delay=max(wait, 0.0))])
+        if answer is not None:
+            raise answer
+
+    async def _target(self, queue: str, message: Outgoing, *, slot: str = _SLOT) -> Mapping[str, Any]:
+        """Where a schedule sends, and what. In ``Input`` the text ``<slot>`` becomes ``slot``."""
+        message = replace(message, delay=0.0)
+        if (bad := refusal(queue, message)) is not None:  # days later nobody would be there to be told
+            raise TimerError(str(bad)) from bad
+        arn = await self._arn(queue)
+        if message.attributes or message.group is not None or message.tenant or _KEYWORD in message.body:
+            # Escaped as JSON may be, the message's own text stays what it is.
+            text = json.dumps({"QueueUrl": await self._url(queue), **entry(queue, message)}, separators=(",", ":")).replace(
+                _KEYWORD, "\\u003c" + _KEYWORD[1:]
+            )
+            arn = _SEND
+        else:
+            text = message.body
+        text = text.replace(_SLOT, slot)
+        if (size := len(text.encode())) > _INPUT:
+            raise MessageTooLarge(
+                f"a message to {queue!r} for later has {size:,} bytes as input of EventBridge Scheduler, which takes {_INPUT:,}; "
+                "pass a reference (a key, a URL) instead, or a delay that the queue holds itself"
+            )
+        dead_letter = await self._arn(self._dead_letter)
+        return {"Arn": arn, "RoleArn": self._role, "Input": text, "RetryPolicy": _RETRIES, "DeadLetterConfig": {"Arn": dead_letter}}
+
+    async def _arn(self, queue: str) -> str:
+        """The queue's ARN, which needs no request of its own: a queue's URL ends in its account and name."""
+        region = await self._region()
+        if named := _ARN.fullmatch(queue):
+            arn, there = queue, named[1]
+        else:
+            url = urlsplit(await self._url(queue))
+            account, name = url.path.split("/")[-2:]
+            arn = f"arn:{self._partition}:sqs:{region}:{account}:{name}"
+            home = _HOST.fullmatch(url.netloc)
+            there = home[1] if home else region
+        if there != region:
+            raise TimerError(f"queue {queue!r} is in {there}, and this timer in {region}; Scheduler sends within its region only")
+        return arn
+
+    async def _url(self, queue: str) -> str:
+        if self._broker is not None:
+            return await self._broker.url(queue)
+        if queue.startswith(("https://", "http://")):
+            return queue
+        named = _ARN.fullmatch(queue)
+        account, name = (named[2], named[3]) if named else (self._account, queue)
+        return f"https://sqs.{await self._region()}.amazonaws.com{'.cn' if self._partition == 'aws-cn' else ''}/{account}/{name}"
+
+    async def _region(self) -> str:
+        with mapped_to(self._service, "", "finding the region"):
+            return await self._client.region()
+
+    async def _put(self, name: str, **schedule: Any) -> None:
+        """Create the schedule, or replace it whole."""
+        for _ in range(_ROUNDS):
+            for action in ("CreateSchedule", "UpdateSchedule"):
+                try:
+                    await self._call(action, name, Name=name, FlexibleTimeWindow={"Mode": "OFF"}, **schedule)
+                    return
+                except (_There, _Gone):
+                    continue  # _Gone: it has fired, or was deleted, since it was there
+        raise TimerError(f"schedule {name!r} in group {self._group!r} is being changed by others all the time; try again later")
+
+    async def _delete(self, name: str) -> bool:
+        try:
+            await self._call("DeleteSchedule", name, Name=name)
+        except _Gone:
+            return False
+        return True
+
+    async def _read(self, name: str) -> Schedule | None:
+        """The schedule as it stands; ``None`` where it was deleted since it was listed."""
+        try:
+            found = await self._call("GetSchedule", name, Name=name)
+        except _Gone:
+            return None
+        try:
+            note: dict[str, str] = json.loads(found.get("Description") or "")
+        except ValueError:  # none of ours
+            note = {}
+        target: dict[str, Any] = found["Target"]
+        expression: str = found["ScheduleExpression"]
+        text = target.get("Input", "").replace(_SCHEDULED, _SLOT)
+        sent: dict[str, Any] = json.loads(text) if target["Arn"] == _SEND else {"MessageBody": text}
+        queue = note.get("queue") or sent.get("QueueUrl") or target["Arn"]
+        group = sent.get("MessageGroupId")
+        ordered = queue.endswith(".fifo")
+        return Schedule(
+            name=note.get("name", name),
+            queue=queue,
+            message=Outgoing(
+                body=sent["MessageBody"],
+                group=group if ordered else None,
+                tenant=None if ordered else group,
+                dedup=sent.get("MessageDeduplicationId"),
+                attributes={key: value["StringValue"] for key, value in sent.get("MessageAttributes", {}).items()},
+            ),
+            trigger=Expression(expression, found.get("ScheduleExpressionTimezone", "UTC"), note.get("trigger", expression)),
+            paused=found.get("State") == "DISABLED",
+        )
+
+    async def _call(self, action: str, name: str, **parameters: Any) -> Mapping[str, Any]:
+        """Make one request about the group."""
+        with mapped_to(self._service, action, f"{action} of {name!r} in schedule group {self._group!r}"):
+            return await self._client.request(action, within=_ANSWER, GroupName=self._group, **parameters)
+
+    def _refused(self, refusal: Refusal) -> CloudQError | None:
+        tried, action, code, detail = refusal.tried, refusal.action, refusal.code, refusal.detail
+        if code == "ResourceNotFoundException":
+            if action in ("CreateSchedule", "ListSchedules") or detail.lower().startswith("schedule group"):
+                return TimerError(
+                    f"{tried}: there is no such group in this account and region; create it ('cloudq deploy' writes the template), "
+                    "or correct the group or the region in the timer's URL"
+                )
+            return _Gone(f"{tried}: there is no such schedule")
+        if code == "ConflictException":
+            return _There(f"{tried}: {detail}")
+        if code in DENIED:
+            passing = (
+                f", and iam:PassRole on {self._role} with iam:PassedToService=scheduler.amazonaws.com"
+                if action in ("CreateSchedule", "UpdateSchedule")
+                else ""
+            )
+            where = "*" if action == "ListSchedules" else f"arn:{self._partition}:scheduler:*:*:schedule/{self._group}/*"
+            return TimerError(f"{tried}: access denied ({detail}); allow scheduler:{action} on {where}{passing}")
+        if code == "ValidationException" and "role" in detail.lower():
+            return TimerError(f"{tried}: {detail} Let scheduler.amazonaws.com assume {self._role} in its trust policy")
+        if code == "ServiceQuotaExceededException":
+            return TimerError(
+                f"{tried}: the account has as many schedules as its quota allows ({detail}); have it raised in Service Quotas"
+            )
+        return None
+
+
+class _There(TimerError):
+    """A schedule of the name exists, or somebody else changes it right now."""
+
+
+class _Gone(TimerError):
+    """There is no schedule of the name."""
+
+
+def schedule_name(name: str) -> str:
+    """The name in EventBridge Scheduler of the recurring schedule ``name``."""
+    return _name(_EVERY, name)
+
+
+def _name(kind: str, key: str) -> str:
+    """``at-KEY``; a key that is too long or has other characters gives ``at.HASH``, which no plain key can be."""
+    plain = f"{kind}-{key}"
+    if _NAME.fullmatch(plain) and len(plain) <= _NAME_LENGTH:
+        return plain
+    return f"{kind}.{hashlib.sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()[:40]}"
+
+
+def _minute(instant: float) -> int:
+    """The first whole minute that is not before ``instant``."""
+    return math.ceil(instant / _MINUTE) * _MINUTE
+
+
+def _open(location: Location, context: AdapterContext) -> EventBridgeTimer:
+    location.allow("role", "dead_letter", "account", "client")
+    broker, options = context.broker, location.options
+    if broker is not None and not isinstance(broker, SQSQueues):
+        raise ConfigError("eventbridge:// sends to SQS queues; use it with a broker of sqs://, or the timer that belongs to your broker")
+    return EventBridgeTimer(
+        location.path,
+        location.host or None,
+        role=options.get("role", ""),
+        dead_letter=options.get("dead_letter", ""),
+        account=options.get("account"),
+        broker=broker,
+        client=options.get("client"),
+        clock=context.clock,
+    )
+
+
+adapter = Adapter(timer=_open)
+"""``eventbridge://eu-west-1/group?role=ARN&dead_letter=QUEUE``, or without the region for the SDK's own; ``account=`` as above."""

@@ -1,0 +1,76 @@
+"""The EventBridge Scheduler timer against the timer conformance suite: moto keeps the schedules, the stand-in fires them to a real SQS server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from cloudq.clock import ManualClock
+from cloudq.testing import TimerConformance
+from cloudq.testing.timer import Every
+from cloudq.timer import Trigger
+from cloudq_aws.scheduler import EventBridgeTimer
+from cloudq_aws.sqs import SQSBroker
+from tests.schedule_firing import Firing
+from tests.servers import REGION, SQSServer, aws_client, moto, unique
+
+ROLE = "arn:aws:iam::123456789012:role/cloudq-scheduler"
+
+
+@dataclass(frozen=True, slots=True)
+class EveryMinutes(Every):
+    """One that EventBridge Scheduler can keep."""
+
+    def eventbridge_expression(self) -> tuple[str, str]:
+        return f"cron(0/{self.seconds // 60} * * * ? *)", "UTC"
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A plain client of moto's Scheduler."""
+    with moto(tmp_path_factory.mktemp("scheduler")) as server:
+        client = aws_client("scheduler", server.endpoint)
+        try:
+            yield client
+        finally:
+            client.close()
+
+
+class TestEventBridgeTimer(TimerConformance):
+    step = 60
+    slack = 0.0
+
+    @pytest.fixture(autouse=True, params=[0, 59], ids=["at-once", "late"])
+    def _server(self, request: pytest.FixtureRequest, sqs: SQSServer, scheduler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.second = request.param
+        self.server = sqs
+        self.scheduler = scheduler
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SCHEDULER", scheduler.meta.endpoint_url)
+
+    async def make_broker(self) -> SQSBroker:
+        self.clock = ManualClock(1_800_000_017.25)  # within a minute
+        return SQSBroker(REGION)
+
+    async def make_queue(self) -> str:
+        name = unique()
+        self.server.make_queue(name)
+        return name
+
+    async def make_timer(self) -> EventBridgeTimer:
+        assert isinstance(self.broker, SQSBroker)
+        group, dead_letter = unique("group"), await self.make_queue()
+        self.scheduler.create_schedule_group(Name=group)
+        self.firing = Firing(self.scheduler, self.server.boto3, self.clock, group, second=self.second)
+        return EventBridgeTimer(group, REGION, role=ROLE, dead_letter=dead_letter, broker=self.broker, clock=self.clock)
+
+    def make_trigger(self, seconds: int) -> Trigger:
+        return EveryMinutes(seconds)
+
+    def now(self) -> float:
+        return self.clock.time()
+
+    async def pass_time(self, seconds: float) -> None:
+        self.firing.pass_time(seconds)
