@@ -1,4 +1,4 @@
-"""A stand-in for the clock of EventBridge Scheduler, which no local server has: reads schedules back, checks them, and fires them in time."""
+"""A stand-in for EventBridge Scheduler's clock, which no local server has: reads schedules back, checks them, fires them in time."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class Firing:
         self.second = second
         self.fired: list[str] = []
         """Names, in the order fired."""
+        self._seen: set[tuple[str, float]] = set()
 
     def read(self) -> Sequence[Mapping[str, Any]]:
         """All schedules of the group as the server has them, each checked."""
@@ -45,8 +46,9 @@ class Firing:
         begin = self.clock.time()
         end = begin + seconds
         for schedule in self.read():
-            if (once := _once(schedule)) is not None:
-                assert once > self.clock.time(), f"{schedule['Name']} is set for the past, where AWS may refuse it"
+            if (once := _once(schedule)) is not None and (schedule["Name"], once) not in self._seen:
+                self._seen.add((schedule["Name"], once))
+                assert once > begin, f"{schedule['Name']} is set for the past, where AWS may refuse it"
         done: set[tuple[str, float]] = set()
         while True:
             due = [
@@ -158,8 +160,8 @@ def _once(schedule: Mapping[str, Any]) -> float | None:
     if not expression.startswith("at("):
         return None
     assert re.fullmatch(r"at\(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\)", expression)
-    instant = datetime.strptime(expression, "at(%Y-%m-%dT%H:%M:%S)")  # noqa: DTZ007: its zone stands beside it
-    return instant.replace(tzinfo=ZoneInfo(schedule["ScheduleExpressionTimezone"])).timestamp()
+    zone = ZoneInfo(schedule["ScheduleExpressionTimezone"])
+    return datetime.fromisoformat(expression[3:-1]).replace(tzinfo=zone).timestamp()
 
 
 def _minutes(expression: str, after: float) -> Iterator[float]:

@@ -76,7 +76,7 @@ class DynamoDBStore:
         self._clock = clock or SystemClock()
         self._client = client_for("dynamodb", region, read_timeout=_SILENCE)
         self._bodies = None if overflow is None else Bodies(overflow, region)
-        self._limits = StoreLimits(value=_LARGE if self._bodies else _VALUE, members=_MEMBERS)
+        self._limits = StoreLimits(value=_LARGE if self._bodies else _VALUE, members=_MEMBERS, metered=True)
 
     @property
     def limits(self) -> StoreLimits:

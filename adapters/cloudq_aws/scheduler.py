@@ -171,12 +171,11 @@ class EventBridgeTimer:
         now = self._clock.time()
         if not when - now <= _HORIZON:
             raise TimerError(f"this timer is set at most {_HORIZON / 86_400:.0f} days ahead, not {(when - now) / 86_400:.0f}")
-        minute = _minute(max(when, now))
-        if minute - now < _LEAD and self._broker is not None:
+        if when - now < _LEAD and self._broker is not None:
             await self._send(self._broker, when - now, queue, message)
             await self.cancel(key)  # what the key had set, if anything
             return
-        due = datetime.fromtimestamp(max(minute, _minute(now + _LEAD)), UTC)
+        due = datetime.fromtimestamp(_minute(max(when, now + _LEAD)), UTC)
         await self._put(
             _name(_ONCE, key),
             ScheduleExpression=due.strftime("at(%Y-%m-%dT%H:%M:%S)"),

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, ClassVar, Literal, TypeVar, Unpack, cast, overload
+from typing import Any, ClassVar, Final, Literal, TypeVar, Unpack, cast, overload
 
 from cloudq import adapters, calls, records, signals
 from cloudq import result as results
@@ -33,6 +33,9 @@ from cloudq.timer import Timer
 
 T = TypeVar("T")
 logger = logging.getLogger("cloudq")
+
+MAX_RECEIVES: Final = 100
+"""Deliveries after which a local broker itself dead-letters a message: the last resort, well above the runner's own cap."""
 
 EagerHost = Callable[["CloudQ", Task[..., Any], Sequence[Any], Mapping[str, Any], CallOptions], results.AsyncResult[Any]]
 
@@ -80,7 +83,8 @@ class CloudQ:
         self.tasks: dict[str, Task[..., Any]] = {}
         self.queues: dict[str, Queue] = {}
         self.io = IOThread(name)
-        self._given = {"broker": broker, "store": store, "timer": timer}
+        self.given: Mapping[str, object] = {"broker": broker, "store": store, "timer": timer}
+        """What the seams were set to: URLs, drivers or ``None``."""
         self._broker: Broker | None = None
         self._store: Store | None = None
         self._store_known = False
@@ -207,7 +211,7 @@ class CloudQ:
         if self._broker is None:
             with self._opened:
                 if self._broker is None:
-                    given = self._given["broker"] or os.environ.get("CLOUDQ_BROKER") or "memory://"
+                    given = self.given["broker"] or os.environ.get("CLOUDQ_BROKER") or "memory://"
                     broker = adapters.open_broker(given, self._context()) if isinstance(given, str) else cast("Broker", given)
                     for queue in self.queues.values():
                         self._create(broker, queue)
@@ -219,7 +223,7 @@ class CloudQ:
         """The store, opened on first use; ``None`` where none is set."""
         if not self._store_known:
             with self._opened:
-                given = self._given["store"] or os.environ.get("CLOUDQ_STORE")
+                given = self.given["store"] or os.environ.get("CLOUDQ_STORE") or None
                 if given is not None and self._store is None:
                     self._store = adapters.open_store(given, self._context()) if isinstance(given, str) else cast("Store", given)
                 self._store_known = True
@@ -230,7 +234,7 @@ class CloudQ:
         """The timer, opened on first use; a local broker brings its own, elsewhere it is ``None`` where none is set."""
         if self._timer is None:
             with self._opened:
-                given = self._given["timer"] or os.environ.get("CLOUDQ_TIMER")
+                given = self.given["timer"] or os.environ.get("CLOUDQ_TIMER") or None
                 if given is None and self.broker.limits.local:
                     given = "memory://"
                 if given is not None and self._timer is None:
@@ -291,7 +295,7 @@ class CloudQ:
         if isinstance(broker, CreatesQueues):
             dead_letter = queue.dead_letter or self.conf.dead_letter_queue(queue.name)
             broker.create_queue(dead_letter)
-            broker.create_queue(queue.name, dead_letter=dead_letter, max_receives=2 * self.conf.crash_cap)
+            broker.create_queue(queue.name, dead_letter=dead_letter, max_receives=MAX_RECEIVES)
 
     def _after_fork(self) -> None:
         self._opened = threading.RLock()
@@ -496,7 +500,9 @@ class CloudQ:
 
     def _tracked(self, prepared: Prepared) -> bool:
         ignored = prepared.task is not None and prepared.task.settings.ignore_result
-        return self.conf.track_queued and not ignored and not (prepared.message is not None and prepared.message.ignore_result)
+        store, wanted = self.store, self.conf.track_queued
+        wanted = store is not None and not store.limits.metered if wanted is None else wanted
+        return wanted and not ignored and not (prepared.message is not None and prepared.message.ignore_result)
 
     async def _record(self, store: Store, prepared: Prepared) -> None:
         ttl = self.conf.result_expires + prepared.outgoing.delay

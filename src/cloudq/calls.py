@@ -71,10 +71,7 @@ def prepare(
     delay = _delay(options, now, name)
     _times(fields, options, task, now, name)
     _carried(fields, options, app)
-    limits = app.broker.limits
-    if delay > limits.delay or (delay and "ordering_key" in options and not limits.ordered_delay):
-        fields["eta"] = round(now + delay, 3)
-    message = Message(fields)
+    message = held_until(app, Message(fields), delay)
     for hook in hooks.before_send:
         message = hook(message, queue)
     _json(message.fields, name)
@@ -134,13 +131,14 @@ def signature_json(app: CloudQ, signature: Signature[Any]) -> dict[str, Any]:
     return fields
 
 
-def linked_message(link: Mapping[str, Any], *, id: str, parent: Message, value: Any, now: float) -> tuple[str, Message, float]:
-    """The call that a link makes: its queue, message and delay. ``value`` goes before the link's own arguments."""
+def linked_message(app: CloudQ, link: Mapping[str, Any], *, id: str, parent: Message, value: Any) -> Prepared:
+    """The call that a link makes. ``value`` goes before the link's own arguments."""
+    now, name = app.clock.time(), link["task"]
     args = [*([] if link.get("immutable") else [value]), *link.get("args", ())]
     fields: dict[str, Any] = {
         "v": VERSION,
         "id": id,
-        "task": link["task"],
+        "task": name,
         "args": args,
         "sent": round(now, 3),
         "root": parent.root,
@@ -151,7 +149,17 @@ def linked_message(link: Mapping[str, Any], *, id: str, parent: Message, value: 
             fields[key] = link[key]
     if "expires" in link:
         fields["expires"] = round(now + link["expires"], 3)
-    return link["queue"], Message(fields), float(link.get("delay", 0.0))
+    task, delay = app.tasks.get(name), float(link.get("delay", 0.0))
+    message = held_until(app, Message(fields), delay)
+    return Prepared(id, link.get("queue") or queue_of(app, name, task, None), outgoing_of(message, delay=delay), message, task)
+
+
+def held_until(app: CloudQ, message: Message, delay: float) -> Message:
+    """The message with its ``eta``, where the broker cannot hold it for ``delay`` seconds: timers are set early, and the runner waits."""
+    limits = app.broker.limits
+    if delay > limits.delay or (delay and message.group is not None and not limits.ordered_delay):
+        return message.copy(eta=round(app.clock.time() + delay, 3))
+    return message
 
 
 # ---------------------------------------------------------------------------------------------------------------------

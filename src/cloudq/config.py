@@ -38,8 +38,9 @@ class Config:
     result_expires: float = 7 * 86400.0
     """How long a task's document is kept after its last change. Within it duplicates of finished work are recognised:
     keep it above the queue's retention (SQS: 4 days unless configured)."""
-    track_queued: bool = True
-    """With a store: note QUEUED when a call is sent. One more write a call; tasks with ``ignore_result`` have none."""
+    track_queued: bool | None = None
+    """With a store: note QUEUED when a call is sent. ``None``: yes, unless the store is paid by the write (DynamoDB, Firestore), where it
+    would double a task's writes. Tasks with ``ignore_result`` have none."""
     task_always_eager: bool = False
     """Run calls here and now, through codec and runner, instead of sending; for tests."""
     send_timeout: float = 30.0

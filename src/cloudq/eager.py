@@ -94,6 +94,5 @@ def _links(app: CloudQ, job: Job, kind: str, value: Any) -> None:
     message = job.message
     assert message is not None
     for index, link in enumerate(message.link if kind == "link" else message.link_error):
-        id = derived_id(message.id, kind, index)
-        queue, call, _ = calls.linked_message(link, id=id, parent=message, value=value, now=app.clock.time())
-        _run(app, queue, call.encode())
+        call = calls.linked_message(app, link, id=derived_id(message.id, kind, index), parent=message, value=value)
+        _run(app, call.queue, call.outgoing.body)

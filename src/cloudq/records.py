@@ -136,8 +136,14 @@ class Claim:
         await self.change(edit)
 
 
-async def claim(store: Store, message: Message, queue: str, *, owner: str, now: float, until: float, ttl: float) -> Claim | Later | Dropped:
-    """Take the right to run an attempt: one conditional write, a second one where something is known of the task already."""
+async def claim(
+    store: Store, message: Message, queue: str, *, owner: str, now: float, until: float, ttl: float, ordered: bool = False
+) -> Claim | Later | Dropped:
+    """Take the right to run an attempt: one conditional write, a second one where something is known of the task already.
+
+    An ``ordered`` message is never sent again, so its attempt is the one in the document: ``claim.value["attempt"]``. Claims that
+    ended without an outcome are counted in ``claim.value["crashes"]``.
+    """
     fresh = {**_identity(message, queue), "state": states.STARTED, "started": now, "owner": owner, "until": until}
     expect: Any = MISSING
     value: dict[str, Any] = fresh
@@ -149,11 +155,15 @@ async def claim(store: Store, message: Message, queue: str, *, owner: str, now: 
             if found is None:  # it expired or was forgotten meanwhile
                 value, expect = fresh, MISSING
                 continue
+            if ordered and found.value["attempt"] > message.attempt and message.first <= found.value["attempt"]:
+                message = message.copy(attempt=found.value["attempt"])
             refusal = _refusal(found, message, owner, now)
             if refusal is not None:
                 return refusal
             kept = {key: found.value[key] for key in ("sent", "revoked", "crashes") if key in found.value}
-            value, expect = {**fresh, **kept}, found.version
+            if found.value["state"] == states.STARTED and found.value["attempt"] == message.attempt and found.value.get("until"):
+                kept["crashes"] = kept.get("crashes", 0) + 1  # it ran out: a release sets it to 0
+            value, expect = {**fresh, "attempt": message.attempt, **kept}, found.version
         else:
             return Claim(store, message.id, owner, value, version, ttl)
 
@@ -204,8 +214,9 @@ async def finish_unclaimed(
                 expect = MISSING
                 continue
             stale = found.value["attempt"] > message.attempt
+            running = found.value["state"] == states.STARTED and found.value.get("until", 0.0) > at  # who runs it says how it ends
             ended_already = found.value["state"] in states.TERMINAL and not message.first > found.value["attempt"]
-            if stale or ended_already:
+            if stale or running or ended_already:
                 return
             value, expect = {**found.value, **_identity(message, queue), **ended}, found.version
         else:

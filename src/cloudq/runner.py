@@ -53,6 +53,8 @@ class Job:
     """A delivery on its way through the runner. ``outcome`` is set as soon as it is known, also where nothing ran."""
 
     delivery: Delivery
+    body: str = ""
+    """The delivery's body; of a dead letter that wraps raw bytes, those."""
     fields: dict[str, Any] | None = None
     """The body as JSON; ``None`` where it is none."""
     message: Message | None = None
@@ -64,6 +66,8 @@ class Job:
     recorded: bool = False
     """The claim is held by another process, for which this one runs the task: its value is kept all the same."""
     outcome: Outcome | None = None
+    abandoned: bool = False
+    """Its host has settled without it: what the run still comes to counts for nothing, also for hooks."""
 
     @property
     def ordered(self) -> bool:
@@ -88,11 +92,14 @@ class Runner:
 
     def admit(self, delivery: Delivery) -> Job:
         """Read a delivery and decide whether it may run; if not, the job has its outcome already. Runs no user code."""
-        job = Job(delivery)
+        job = Job(delivery, delivery.body)
         try:
             fields = parse(delivery.body)
             raw = unwrap(fields) if "dead" in fields else None
-            job.fields = fields = fields if raw is None else parse(raw)
+            if raw is not None:
+                job.body = raw
+                fields = parse(raw)
+            job.fields = fields
             message = decode(fields)
         except DecodeError as error:
             job.outcome = self._wait_for_deploy(job, str(error)) if error.newer else Dead(str(error))
@@ -101,12 +108,14 @@ class Runner:
             message = message.revived()
         job.message = message
         conf = self.app.conf
-        crashes = message.crashes + (delivery.receives - 1 if delivery.receives else 0)
+        crashes, earlier = message.crashes, max(delivery.receives - 1, 0)
         job.task = task = self.app.tasks.get(message.task)
-        if delivery.group is not None:
-            crashes -= 0 if task is None or task.policy.max_retries is None else task.policy.max_retries  # its retries are deliveries too
-            if delivery.receives > 1 and message.attempt < delivery.receives - 1:
-                message = job.message = message.copy(attempt=delivery.receives - 1)
+        if delivery.group is None:
+            crashes += earlier
+        elif self.app.store is None:  # an ordered message is never sent again: its deliveries are all that is known of its attempts
+            retries = None if task is None else task.policy.max_retries
+            crashes += 0 if retries is None else max(0, earlier - retries)
+            message = job.message = message.copy(attempt=max(message.attempt, earlier))
         if crashes >= conf.crash_cap:
             job.outcome = Dead(f"crash loop: delivered or crashed {crashes + 1} times without an outcome")
             return job
@@ -147,15 +156,21 @@ class Runner:
         owner = f"{self._name}:{next(self._claims)}"
         now, until, ttl = self.app.clock.time(), job.delivery.lease_until, self.app.conf.result_expires
         try:
-            answer = await records.claim(store, message, job.delivery.queue, owner=owner, now=now, until=until, ttl=ttl)
+            answer = await records.claim(
+                store, message, job.delivery.queue, owner=owner, now=now, until=until, ttl=ttl, ordered=job.ordered
+            )
         except StoreError as error:
             logger.warning("%s waits: the store cannot be asked whether it may run: %s", job.label, error)
             job.outcome = Later(STORE_DOWN_DELAY, "the store could not be reached")
             return
-        if isinstance(answer, records.Claim):
-            job.claim = answer
-        else:
+        if not isinstance(answer, records.Claim):
             job.outcome = answer
+            return
+        job.claim = answer
+        if job.ordered and job.request is not None:
+            job.message = job.request.message = message.copy(attempt=answer.value["attempt"])
+            if (crashes := answer.value.get("crashes", 0)) >= self.app.conf.crash_cap:
+                job.outcome = Dead(f"crash loop: {crashes} runs ended without an outcome")
 
     # ------------------------------------------------------------------ running
 
@@ -197,6 +212,8 @@ class Runner:
         task, request = job.task, job.request
         assert task is not None and request is not None
         current.set(request)
+        if job.timeout is not None:
+            request.deadline = self.app.clock.time() + job.timeout
         args, kwargs = task.codec.decode(request.args, request.kwargs)
         request.args, request.kwargs = args, kwargs
         for hook in self.app.hooks.before_run:
@@ -205,6 +222,8 @@ class Runner:
 
     def _leave(self, job: Job, outcome: Outcome) -> None:
         hooks = self.app.hooks
+        if job.abandoned:
+            return
         if hooks.after_run or hooks.on_retry or hooks.on_dead:
             call_quietly(hooks.after_run, job.request, outcome)
             self.notify(job, outcome)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from cloudq.broker import Broker, Outgoing
 from cloudq.coalesce import IN_FLIGHT, Coalescer
-from cloudq.errors import BrokerError, BrokerUnavailable, Closed, DelayError, MessageTooLarge, QueueNotFound, SendError, SendUnknown
+from cloudq.errors import BrokerError, BrokerUnavailable, Closed, DelayError, MessageTooLarge, SendError, SendUnknown
 from cloudq.io import IOThread, drive
 
 if TYPE_CHECKING:
@@ -156,6 +156,8 @@ class Sender:
 
         Waits ``patience`` seconds for each 10,000 entries at most; what is unconfirmed then is SendUnknown.
         """
+        if not entries:
+            return {}
         if self._all_at_once(entries):
             return drive(self._send_many_local(entries))
         self._refuse_own_thread()
@@ -166,6 +168,8 @@ class Sender:
 
     async def asend_many(self, entries: Sequence[Addressed]) -> dict[int, Exception]:
         """``send_many`` for a coroutine on any loop."""
+        if not entries:
+            return {}
         if self._all_at_once(entries):
             return await self._send_many_local(entries)
         loop = asyncio.get_running_loop()

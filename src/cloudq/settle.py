@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ class _Unwritable(Exception):
 
 
 async def settle(app: CloudQ, job: Job, outcome: Outcome) -> Verdict:
-    """Make ``outcome`` durable; on the I/O loop. Raises BrokerError or StoreError where it could not: then the delivery must stay.
+    """Make ``outcome`` durable; on the I/O loop. Raises BrokerError, StoreError or TimerError where it could not; the delivery must stay.
 
     Each branch writes in the order whose interruption leads to a repetition and never to a loss.
     """
@@ -138,7 +138,7 @@ async def _dead(app: CloudQ, job: Job, outcome: Dead) -> Verdict:
     if outcome.error is not None:
         note["error"] = outcome.error.as_json()
     fields = job.message.fields if job.message is not None else job.fields
-    await _send_body(app, job, app.dead_letter_queue(queue), dead_letter(job.delivery.body, fields, note), note)
+    await _send_body(app, job, app.dead_letter_queue(queue), dead_letter(job.body, fields, note), note)
     if job.message is not None:
         await _finish(app, job, outcome.state, reason=outcome.reason, error=outcome.error)
         await _error_links(app, job, outcome.reason, outcome.error.as_json() if outcome.error else None)
@@ -191,17 +191,16 @@ async def _error_links(app: CloudQ, job: Job, reason: str, error: Mapping[str, A
 async def _send_links(app: CloudQ, job: Job, links: Sequence[Mapping[str, Any]], kind: str, value: Any) -> None:
     message = job.message
     assert message is not None
-    sends: list[Coroutine[Any, Any, None]] = []
-    for index, link in enumerate(links):
-        id = derived_id(message.id, kind, index)
-        queue, call, delay = calls.linked_message(link, id=id, parent=message, value=value, now=app.clock.time())
-        sends.append(app.sender.asend(queue, calls.outgoing_of(call, delay=delay), id))
-    await asyncio.gather(*sends)
+    linked = [
+        calls.linked_message(app, link, id=derived_id(message.id, kind, index), parent=message, value=value)
+        for index, link in enumerate(links)
+    ]
+    await asyncio.gather(*(app.sender.asend(each.queue, each.outgoing, each.id) for each in linked))
 
 
 async def _send(app: CloudQ, job: Job, message: Message, delay: float) -> None:
     try:
-        body = message.encode()
+        body = (message if job.message is None else calls.held_until(app, message, delay)).encode()
     except ValueError as error:
         raise _Unwritable(str(error)) from error
     tenant = None if job.message is None else message.tenant  # of a newer version nothing is known
@@ -227,17 +226,17 @@ async def _send_body(app: CloudQ, job: Job, queue: str, body: str, note: dict[st
         if left_out is not None and error:
             error[left_out] = "(left out: the message was too large)"
             fields = job.message.fields if job.message is not None else job.fields
-            body = dead_letter(job.delivery.body, fields, {**note, "error": error})
+            body = dead_letter(job.body, fields, {**note, "error": error})
         if len(body) <= app.broker.limits.body:
             break
     attributes: dict[str, str] = {}
     if len(body) > app.broker.limits.body:
-        body, attributes = job.delivery.body, {DEAD_ATTRIBUTE: dumps(note["reason"])[1:-1][:200]}
+        body, attributes = job.body, {DEAD_ATTRIBUTE: dumps(note["reason"])[1:-1][:200]}
     outgoing = Outgoing(
         body=body,
         attributes=attributes,
         group=job.delivery.group,
-        dedup=derived_id("dead", dumps(job.delivery.body), job.delivery.message_id),
+        dedup=derived_id("dead", dumps(job.body), job.delivery.message_id),
     )
     await app.sender.asend(queue, outgoing, job.message.id if job.message is not None else "")
 

@@ -40,6 +40,8 @@ class StoreLimits:
     """The largest value, encoded as JSON."""
     members: int
     """The most members of one set."""
+    metered: bool = False
+    """Whether each write costs money: the core then leaves out, by default, writes that only inform (QUEUED)."""
     local: bool = False
     """Whether no call ever suspends: the core then calls in the caller's own thread."""
 

@@ -1,4 +1,4 @@
-"""The EventBridge Scheduler timer against the timer conformance suite: moto keeps the schedules, the stand-in fires them to a real SQS server."""
+"""The EventBridge Scheduler timer against the timer conformance suite: moto keeps schedules, a stand-in fires them to each SQS server."""
 
 from __future__ import annotations
 

@@ -40,6 +40,9 @@ def work(n: int, how: str = "well") -> int:
         case "kill" if _first_time("killed", n):
             time.sleep(0.3)  # what came before in the batch is settled by then
             os.kill(os.getpid(), signal.SIGKILL)
+        case "poison":
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGKILL)
         case "hang" if _first_time("hung", n):
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # as C code that does not return
             time.sleep(60)

@@ -1,4 +1,4 @@
-"""Delays by EventBridge Scheduler: what is set, that a task runs once and at its time or not at all, and what is said when it cannot be set.
+"""Delays by EventBridge Scheduler: what is set, that a task runs once and at its time, or not at all, and what is said when it is refused.
 
 Schedules are kept by moto and fired by a stand-in; SQS is our own server on a clock that the tests move.
 """
@@ -23,8 +23,9 @@ from cloudq.broker import Outgoing
 from cloudq.clock import ManualClock, SystemClock
 from cloudq.errors import ConfigError, MessageTooLarge, TaskRevoked, TimerError
 from cloudq.memory import MemoryBroker, MemoryStore
+from cloudq.runner import Runner
+from cloudq.settle import Verdict, settle
 from cloudq.timer import Schedule, Trigger
-from cloudq.worker import Worker, WorkerOptions
 from cloudq_aws.scheduler import EventBridgeTimer, adapter, schedule_name
 from cloudq_aws.server import serve_in_thread
 from cloudq_aws.sqs import SQSBroker
@@ -64,9 +65,11 @@ class Site:
     """The timer's."""
     ran: list[tuple[str, float]] = field(default_factory=list)
     """What ran, and when."""
+    apps: list[CloudQ] = field(default_factory=list)
 
     def app(self, **options: Any) -> CloudQ:
         app = CloudQ("shop", broker=f"sqs://{REGION}/", timer=self.url, clock=self.clock, default_queue="work", **options)
+        self.apps.append(app)
 
         @app.task(name="note")
         def note(word: str) -> None:
@@ -79,10 +82,19 @@ class Site:
         return app
 
     def drain(self, app: CloudQ) -> None:
-        """Work until nothing more can be received now."""
-        worker = Worker(app, WorkerOptions(wait=0.1, grace=5.0, drain=True))
-        worker.start()
-        worker.join(20)
+        """Work until nothing more can be received now: a host of the smallest kind, whose polls do not wait on a clock that stands."""
+        app.io.run(self._drain(app), timeout=20)
+
+    async def _drain(self, app: CloudQ) -> None:
+        runner = Runner(app)
+        for queue in ("work", "ordered.fifo"):
+            while deliveries := await app.broker.receive(queue, max_messages=10, wait=0):
+                for delivery in deliveries:
+                    job = runner.admit(delivery)
+                    if job.outcome is None:
+                        await runner.claim(job)
+                    if await settle(app, job, job.outcome or runner.run(job)) is Verdict.ACK:
+                        await app.broker.ack([delivery])
 
     def pass_time(self, app: CloudQ, seconds: float) -> None:
         """Let time pass, and work."""
@@ -110,9 +122,12 @@ def site(scheduler: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
         # 59: with START, what is set 61 s ahead of its due fires 2 s ahead.
         firing = Firing(scheduler, sqs, clock, group, second=59)
         url = f"eventbridge://{REGION}/{group}?role={ROLE}&dead_letter=undelivered"
+        site = Site(firing, clock, sqs, server.requests, group, url)
         try:
-            yield Site(firing, clock, sqs, server.requests, group, url)
+            yield site
         finally:
+            for app in site.apps:
+                app.close()
             sqs.close()
 
 
@@ -179,7 +194,6 @@ def test_a_task_delayed_by_three_days_is_set_a_minute_or_two_early_and_runs_once
     assert due <= site.ran[0][1] <= due + 1
     site.pass_time(app, DAY)
     assert len(site.ran) == 1
-    app.close()
 
 
 @pytest.mark.parametrize("delay", [2, 14 * 60])
@@ -193,7 +207,6 @@ def test_a_task_delayed_by_up_to_a_quarter_of_an_hour_runs_once_at_its_time_and_
     assert site.ran == [("x", START + delay)]
     site.pass_time(app, DAY)
     assert len(site.ran) == 1
-    app.close()
 
 
 @pytest.mark.parametrize("delay", [2, 14 * 60, 3 * DAY])
@@ -206,7 +219,6 @@ def test_a_delayed_task_that_is_revoked_does_not_run(site: Site, delay: float) -
     assert result.state == states.REVOKED
     with pytest.raises(TaskRevoked):
         result.get(timeout=1)
-    app.close()
 
 
 def test_a_schedule_is_cancelled_by_the_tasks_id(site: Site) -> None:
@@ -219,7 +231,6 @@ def test_a_schedule_is_cancelled_by_the_tasks_id(site: Site) -> None:
     site.pass_time(app, 3 * DAY)
     site.pass_time(app, 10)
     assert [word for word, _ in site.ran] == ["other"]
-    app.close()
 
 
 def test_a_task_that_a_worker_puts_off_for_days_comes_back_by_a_schedule(site: Site) -> None:
@@ -239,7 +250,6 @@ def test_a_task_that_a_worker_puts_off_for_days_comes_back_by_a_schedule(site: S
     site.pass_time(app, 2 * DAY)
     site.pass_time(app, 120)
     assert len(tries) == 2
-    app.close()
 
 
 # ---------------------------------------------------------------------- ordered queues
@@ -262,7 +272,6 @@ def test_an_ordered_task_is_set_with_its_group_and_a_deduplication_id_of_its_own
     assert site.ran[0][1] >= due
     site.pass_time(app, DAY)
     assert len(site.ran) == 1
-    app.close()
 
 
 def test_an_ordered_task_that_is_due_before_a_schedule_could_fire_is_sent_and_held_in_its_group(site: Site) -> None:
@@ -273,7 +282,6 @@ def test_an_ordered_task_that_is_due_before_a_schedule_could_fire_is_sent_and_he
     assert site.ran == []
     site.pass_time(app, 2.5)
     assert [word for word, _ in site.ran] == ["x"]
-    app.close()
 
 
 # ---------------------------------------------------------------------- what is set
@@ -352,6 +360,33 @@ def test_many_may_set_the_same_key_at_once(site: Site) -> None:
         assert len(site.firing.read()) == 1
 
     with_timer(site, scenario)
+
+
+@pytest.mark.parametrize("ahead", [-3600, 5])
+def test_what_is_due_within_seconds_is_sent_at_its_second_and_replaces_what_its_key_had_set(site: Site, ahead: float) -> None:
+    async def scenario(timer: EventBridgeTimer) -> None:
+        await timer.at(START + 3600, "work", Outgoing(body="old"), key="one")
+        await timer.at(START + ahead, "work", Outgoing(body="new"), key="one")
+
+    with_timer(site, scenario)
+    assert site.firing.read() == []
+    assert (site.count(""), site.count("Delayed")) == ((1, 0) if ahead < 0 else (0, 1))
+    site.firing.pass_time(5)
+    assert site.count("") == 1
+
+
+def test_an_ordered_message_due_within_seconds_waits_for_them(site: Site) -> None:
+    async def scenario(timer: EventBridgeTimer) -> None:
+        setting = asyncio.create_task(timer.at(START + 5, "ordered.fifo", Outgoing(body="x", group="g"), key="one"))
+        while site.clock.next_alarm() is None:
+            await asyncio.sleep(0.01)
+        site.clock.advance(4.9)
+        assert (setting.done(), site.count("", "ordered.fifo")) == (False, 0)
+        site.clock.advance(0.1)
+        await setting
+
+    with_timer(site, scenario)
+    assert site.count("", "ordered.fifo") == 1
 
 
 # ---------------------------------------------------------------------- recurring schedules

@@ -34,7 +34,10 @@ def bound(self, ratio: float, flags: dict[str, bool]) -> float:
 
 CALLS = """
 results = [
-    add.delay(1, y=2, names=["a"]), later.delay("x"), add.apply_async((1, 2), countdown=0.01, link=later.si("y")), bound.delay(0.5, {"a": True})
+    add.delay(1, y=2, names=["a"]),
+    later.delay("x"),
+    add.apply_async((1, 2), countdown=0.01, link=later.si("y")),
+    bound.delay(0.5, {"a": True}),
 ]
 """
 

@@ -502,7 +502,6 @@ def test_of_one_group_only_one_runs_at_a_time(app: CloudQ) -> None:
     assert (most, ran) == (1, 10)
 
 
-@pytest.mark.xfail(reason="the receive count of an ordered delivery also counts the retries of those before it")
 def test_a_follower_is_not_taken_for_a_crash_loop_because_its_forerunner_was_retried(stored: CloudQ) -> None:
     ran: list[str] = []
 

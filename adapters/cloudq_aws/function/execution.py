@@ -7,6 +7,7 @@ import logging
 import math
 import sys
 import time
+import weakref
 from contextlib import suppress
 from typing import Any, Final, cast
 
@@ -36,6 +37,7 @@ class Execution:
         """Where async tasks run: one loop for all invocations, so that what they keep open stays usable."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
+            weakref.finalize(self, self._loop.close)
             if sys.version_info >= (3, 12):
                 self._loop.set_task_factory(asyncio.eager_task_factory)
         return self._loop

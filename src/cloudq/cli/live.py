@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from typing import Final, cast
+from typing import Final
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -97,5 +97,5 @@ def banner(app: CloudQ, role: str, runs: str, queues: Mapping[str, int]) -> Rend
 
 def _seam(app: CloudQ, seam: str) -> str | None:
     """The URL that a seam was opened with, fit to be shown."""
-    given = cast("Mapping[str, object]", vars(app)["_given"])[seam] or os.environ.get(f"CLOUDQ_{seam.upper()}")
+    given = app.given[seam] or os.environ.get(f"CLOUDQ_{seam.upper()}")
     return public_url(given) if given else None

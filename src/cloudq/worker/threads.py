@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import sys
 import threading
@@ -67,16 +68,18 @@ class ThreadExecutor:
 
     def withdraw(self) -> list[Flight]:
         taken: list[Flight] = []
-        while True:
-            try:
+        others: list[Callable[[], None] | None] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
                 item = self._work.get_nowait()
-            except queue.Empty:
-                self._busy -= len(taken)
-                return taken
-            if isinstance(item, Flight):
-                taken.append(item)
-            elif item is not None:
-                item()
+                if isinstance(item, Flight):
+                    taken.append(item)
+                else:
+                    others.append(item)
+        for other in others:  # user code too: it stays a thread's work
+            self._work.put(other)
+        self._busy -= len(taken)
+        return taken
 
     def cancel(self) -> None:
         """A thread cannot be ended from outside."""

@@ -21,7 +21,7 @@ from cloudq import signals
 from cloudq.app import CloudQ
 from cloudq.broker import Broker, Delivery, SettleError
 from cloudq.coalesce import Coalescer
-from cloudq.errors import BrokerError, ConfigError, LeaseLost, QueueNotFound, StoreError
+from cloudq.errors import BrokerError, ConfigError, LeaseLost, QueueNotFound, StoreError, TimerError
 from cloudq.io import drive
 from cloudq.outcome import Dead, Done, Outcome
 from cloudq.runner import Job, Runner
@@ -208,6 +208,8 @@ class Worker:
             for task in (*receiving, *keeping):
                 task.cancel()
             await asyncio.gather(*receiving, *keeping, return_exceptions=True)
+            if self._background:
+                await asyncio.wait(self._background, timeout=2.0)  # deliveries on their way back
             for executor in self._executors():
                 executor.close()
             if self._children is not None:
@@ -340,13 +342,23 @@ class Worker:
         """A thread cannot be stopped: settle without it. Its slot is lost until it returns by itself."""
         if flight.concluded or flight not in self._flights:
             return
-        flight.slot_lost = True
+        flight.slot_lost = flight.concluded = flight.job.abandoned = True
         self._lost_slots += 1
         logger.error("%s ran over its %g s and cannot be stopped; its slot is lost until it returns", flight.job.label, flight.job.timeout)
-        self._conclude(flight, self.runner.timed_out(flight.job), hooks=True)
+        self._spawn(self._time_out(flight))
         if self._lost_slots * 2 >= self._size:
             logger.error("%d of %d slots are lost to tasks over their time limit: recycling this process", self._lost_slots, self._size)
             self._ask_stop(StopReason.RECYCLE)
+
+    async def _time_out(self, flight: Flight) -> None:
+        """Ask the task's Retry and the hooks what its time limit means; that is user code, and the pool's threads may all be stuck."""
+
+        def ask() -> Outcome:
+            outcome = self.runner.timed_out(flight.job)
+            self.runner.notify(flight.job, outcome)
+            return outcome
+
+        self._conclude(flight, await asyncio.to_thread(ask))
 
     def _report(self, flight: Flight, state: str, meta: Any) -> None:
         """Progress, from the task's thread: the latest counts, and the task does not wait for the store."""
@@ -442,7 +454,7 @@ class Worker:
         for attempt in range(SETTLE_TRIES):
             try:
                 verdict = await settle(self.app, job, outcome)
-            except (BrokerError, StoreError, TimeoutError) as error:
+            except (BrokerError, StoreError, TimerError, TimeoutError) as error:
                 logger.warning("%s: its outcome could not be made durable (try %d): %s", job.label, attempt + 1, error)
                 await asyncio.sleep(0.2 * 2**attempt)
             except Exception:
