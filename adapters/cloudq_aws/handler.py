@@ -63,14 +63,15 @@ class Handler:
     def __call__(self, event: object, context: LambdaContext | None = None) -> Any:
         """Handle one event. Raises ConfigError for one that is neither an SQS batch nor a call."""
         time_left = TimeLeft.of(context)
-        fields = cast("dict[str, Any]", event) if isinstance(event, dict) else {}
+        fields = _object(event)
         if isinstance(records := fields.get("Records"), list):
             batch = Batch(self._execution, lambda arn: self._queue_of(arn, context), time_left, concurrency=self.concurrency)
             failed = batch.run(cast("list[dict[str, Any]]", records))
             return {"batchItemFailures": [{"itemIdentifier": id} for id in failed]}
         if isinstance(fields.get("task"), str):
             return self._call(fields, time_left)
-        raise ConfigError(f'this is neither an SQS batch nor a call {{"task": name, "args": […]}}: {_shape(event)}')
+        shape = f"an object with {', '.join(sorted(fields)) or 'nothing in it'}" if isinstance(event, dict) else f"a {type(event).__name__}"
+        raise ConfigError(f'this is neither an SQS batch nor a call {{"task": name, "args": […]}}: {shape}')  # names, never values
 
     def _queue_of(self, arn: str, context: LambdaContext | None) -> str:
         """The app's name of the queue with this ARN."""
@@ -134,8 +135,5 @@ def _failure(job: Job, outcome: Outcome) -> TaskFailed:
             raise AssertionError(outcome)
 
 
-def _shape(event: object) -> str:
-    """An event's outline for an error: names, never values."""
-    if isinstance(event, dict):
-        return f"an object with {', '.join(sorted(map(str, cast('dict[object, object]', event)))) or 'nothing in it'}"
-    return f"a {type(event).__name__}"
+def _object(event: object) -> dict[str, Any]:
+    return cast("dict[str, Any]", event) if isinstance(event, dict) else {}

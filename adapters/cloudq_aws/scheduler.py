@@ -45,6 +45,7 @@ _SEND = "arn:aws:scheduler:::aws-sdk:sqs:sendMessage"
 """The universal target: any request of SQS's SendMessage, as JSON."""
 _KEYWORD = "<aws.scheduler."
 """What begins each text that Scheduler replaces in its input (AWS, "Adding context attributes")."""
+_ESCAPED = _KEYWORD.replace("<", "\\u003c")
 _SCHEDULED = f"{_KEYWORD}scheduled-time>"
 _SLOT = "<slot>"
 
@@ -248,10 +249,8 @@ class EventBridgeTimer:
             raise TimerError(str(bad)) from bad
         arn = await self._arn(queue)
         if message.attributes or message.group is not None or message.tenant or _KEYWORD in message.body:
-            # Escaped as JSON may be, the message's own text stays what it is.
-            text = json.dumps({"QueueUrl": await self._url(queue), **entry(queue, message)}, separators=(",", ":")).replace(
-                _KEYWORD, "\\u003c" + _KEYWORD[1:]
-            )
+            request = {"QueueUrl": await self._url(queue), **entry(queue, message)}
+            text = json.dumps(request, separators=(",", ":")).replace(_KEYWORD, _ESCAPED)  # the message's own text is no keyword
             arn = _SEND
         else:
             text = message.body

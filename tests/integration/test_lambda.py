@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -17,9 +19,6 @@ from tests.event_source import EventSource, failed_ids, run_several
 from tests.runtime_api import Environment, FunctionError, function
 from tests.servers import REGION, SQSServer, missing, unique
 
-if find_spec("awslambdaric") is None:
-    missing("awslambdaric", "pip install awslambdaric")
-
 VISIBILITY = 5
 """Seconds; longer than the function's time, as Lambda demands."""
 
@@ -27,10 +26,13 @@ VISIBILITY = 5
 class Stage:
     """A queue with its dead-letter queue, a ledger, and what the function's process needs to know of them."""
 
-    def __init__(self, server: SQSServer, folder: Path, *, store: bool = False) -> None:
+    def __init__(self, server: SQSServer, folder: Path, *, store: bool = False, fifo: bool = False) -> None:
         self.server, self.folder = server, folder
         self.queue = unique("lambda")
-        server.make_queue(self.queue, dead_letter=f"{self.queue}-dlq", max_receives=10, VisibilityTimeout=str(VISIBILITY))
+        self.dead_letters = f"{self.queue}-dlq"
+        if fifo:
+            self.queue, self.dead_letters = f"{self.queue}.fifo", f"{self.dead_letters}.fifo"
+        server.make_queue(self.queue, dead_letter=self.dead_letters, max_receives=10, VisibilityTimeout=str(VISIBILITY))
         self.env = {
             **server.env,
             "CLOUDQ_APP": "tests.integration.lambda_tasks:app",
@@ -42,6 +44,8 @@ class Stage:
         self.ledger = Ledger(folder / "ledger")
 
     def function(self, number: int = 0, *, timeout: float = 5.0) -> Any:
+        if find_spec("awslambdaric") is None:
+            missing("awslambdaric", "pip install awslambdaric")
         return function("cloudq_aws.entry.handler", env=self.env, log=self.folder / f"function-{number}.log", timeout=timeout)
 
     def source(self, environment: Environment) -> EventSource:
@@ -50,16 +54,15 @@ class Stage:
     def send(self, calls: list[tuple[str, int, str]]) -> None:
         """Publish as any program of any language would: the protocol's JSON, in batches."""
         url = self.server.boto3.get_queue_url(QueueName=self.queue)["QueueUrl"]
-        bodies = [
-            {"v": 1, "id": f"{task}-{n}", "task": f"tests.integration.lambda_tasks.{task}", "args": [n, how]} for task, n, how in calls
-        ]
+        name = "tests.integration.lambda_tasks"
+        bodies = [{"v": 1, "id": f"{task}-{n}", "task": f"{name}.{task}", "args": [n, how]} for task, n, how in calls]
         for start in range(0, len(bodies), 10):
             entries = [{"Id": str(at), "MessageBody": json.dumps(body)} for at, body in enumerate(bodies[start : start + 10])]
-            assert "Failed" not in self.server.boto3.send_message_batch(QueueUrl=url, Entries=entries)
+            assert not self.server.boto3.send_message_batch(QueueUrl=url, Entries=entries).get("Failed")
 
     def dead(self) -> list[dict[str, Any]]:
         """The dead letters; they are taken out."""
-        url = self.server.boto3.get_queue_url(QueueName=f"{self.queue}-dlq")["QueueUrl"]
+        url = self.server.boto3.get_queue_url(QueueName=self.dead_letters)["QueueUrl"]
         found: list[dict[str, Any]] = []
         while messages := self.server.boto3.receive_message(QueueUrl=url, MaxNumberOfMessages=10).get("Messages"):
             found += [json.loads(message["Body"]) for message in messages]
@@ -145,6 +148,24 @@ def test_a_task_that_always_kills_its_process_ends_as_a_dead_letter_and_takes_no
     assert letter["dead"]["reason"].startswith("crash loop")
 
 
+def test_a_fifo_queue_keeps_the_order_of_each_group_through_retries(sqs_server: SQSServer, tmp_path: Path) -> None:
+    stage = Stage(sqs_server, tmp_path, fifo=True)
+    url = sqs_server.boto3.get_queue_url(QueueName=stage.queue)["QueueUrl"]
+    for n in range(24):
+        body = {"v": 1, "id": f"work-{n}", "task": "tests.integration.lambda_tasks.work", "args": [n, "retry" if n in (4, 13) else "well"]}
+        body["group"] = group = f"g{n % 3}"
+        sqs_server.boto3.send_message(QueueUrl=url, MessageBody=json.dumps(body), MessageGroupId=group, MessageDeduplicationId=f"work-{n}")
+    with stage.function() as environment:
+        source = stage.source(environment)
+        source.run(lambda: sqs_server.depth(stage.queue) == 0 or source.invocations > 60)
+    stage.ledger.close()
+    done = [int(entry.id) for entry in stage.ledger.entries("done")]
+    for group in range(3):
+        assert [n for n in done if n % 3 == group] == list(range(group, 24, 3)), stage.wrote()
+    assert stage.ledger.counts("failed") == {"4": 2, "13": 2}
+    assert source.reported
+
+
 def test_tasks_that_send_tasks_are_confirmed_before_the_function_returns(stage: Stage) -> None:
     url = stage.server.boto3.get_queue_url(QueueName=stage.queue)["QueueUrl"]
     for n, task in enumerate(("parent", "aparent")):
@@ -176,6 +197,16 @@ def test_a_function_that_cannot_load_its_app_reports_an_init_error(stage: Stage)
         environment.invoke({"Records": []})
     assert failed.value.kind == "Runtime.InitError"
     assert "there is no module" in failed.value.detail["errorMessage"]
+
+
+def test_the_example_runs_with_one_command() -> None:
+    script = Path(__file__).parents[2] / "examples/aws_lambda/run_locally.py"
+    ran = subprocess.run([sys.executable, "-W", "error", script], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.splitlines()
+    for number in range(3):
+        assert lines.index(f"charged 12.50 for order-{number}") < lines.index(f"confirmed order-{number}")
+    assert lines[-1] == "dead letter: tasks.refund('order-0',): refunds of order-0"
 
 
 def test_the_stand_in_reads_responses_as_aws_does() -> None:

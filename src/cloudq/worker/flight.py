@@ -20,6 +20,8 @@ class Flight:
     began: float = field(default_factory=time.monotonic)
     started: bool = False
     """Its task has begun; before that it can be given back as if nothing had been."""
+    started_at: float = 0.0
+    """When it began (monotonic seconds)."""
     concluded: bool = False
     """Its outcome is known; a later one (of a thread that was given up) does not count."""
     lost: bool = False
@@ -31,6 +33,11 @@ class Flight:
     progress: tuple[str, Any] | None = None
     """What ``update_state`` said and the store does not have yet."""
     reporting: bool = False
+
+    def start(self) -> None:
+        """Its task begins now."""
+        self.started_at = time.monotonic()
+        self.started = True
 
 
 Complete: TypeAlias = Callable[[Flight, Outcome], None]

@@ -332,7 +332,7 @@ class ProcessExecutor:
         job = flight.job
         message, delivery, request, task = job.message, job.delivery, job.request, job.task
         assert message is not None and request is not None and task is not None
-        flight.started = True
+        flight.start()
         child.flight, child.begun = flight, False
         child.run += 1
         child.send(

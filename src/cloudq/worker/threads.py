@@ -61,7 +61,7 @@ class ThreadExecutor:
             if item is None:
                 return
             if isinstance(item, Flight):
-                item.started = True
+                item.start()
                 complete(item, run(item.job))
             else:
                 item()
@@ -92,8 +92,9 @@ class ThreadExecutor:
 class LoopExecutor:
     """An event loop in a thread, for async tasks; a task that blocks it delays its neighbours and no heartbeat."""
 
-    def __init__(self, runner: Runner, complete: Complete) -> None:
+    def __init__(self, runner: Runner, size: int, complete: Complete) -> None:
         self._runner = runner
+        self._size = size
         self._complete = complete
         self._inbox: deque[Flight] = deque()
         self._signalled = False
@@ -116,21 +117,31 @@ class LoopExecutor:
         return self._loop
 
     def _begin(self) -> None:
-        """Make a task for each flight; it takes its flight from the inbox when its turn comes, and until then that can be withdrawn."""
+        """Make a task for each flight, up to the size; it takes its flight from the inbox when its turn comes.
+
+        Until then the flight can be withdrawn.
+        """
         self._signalled = False
         loop = asyncio.get_running_loop()
-        for _ in range(len(self._inbox)):
+        for _ in range(min(len(self._inbox), self._size - len(self._tasks))):
             task: asyncio.Task[None] = loop.create_task(self._run())
             if not task.done():
                 self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                task.add_done_callback(self._ended)
+        if self._inbox and not self._tasks:  # all of them ran at once, as eager tasks do: let others have a turn before the rest
+            loop.call_soon(self._begin)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if self._inbox and not self._ending:
+            self._begin()
 
     async def _run(self) -> None:
         try:
             flight = self._inbox.popleft()
         except IndexError:  # withdrawn, or taken by a task made for an earlier signal
             return
-        flight.started = True
+        flight.start()
         try:
             outcome = await self._runner.arun(flight.job)
         except asyncio.CancelledError as error:

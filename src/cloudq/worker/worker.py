@@ -37,6 +37,8 @@ logger = logging.getLogger("cloudq.worker")
 
 ACK_LINGER: Final = 0.1
 """Seconds that an ack waits at most for others of its queue."""
+AHEAD: Final = 100
+"""Deliveries of a local broker that may wait for a thread."""
 SETTLE_TRIES: Final = 5
 HURRIED: Final = 0.5
 """Seconds that a receive may still be out when a person waits for the end."""
@@ -174,9 +176,9 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         await self._check_queues()
         options, limits = self.options, self.app.broker.limits
-        self._slots = Slots(self._size, self.queues)
+        self._slots = Slots(self._size + self._ahead(), self.queues)
         self._threads = ThreadExecutor(self.runner, self._size, self._complete)
-        self._tasks = LoopExecutor(self.runner, self._complete)
+        self._tasks = LoopExecutor(self.runner, self._size, self._complete)
         self._children = (
             ProcessExecutor(self.runner, options.processes, self._complete, max_tasks=options.max_tasks) if options.processes else None
         )
@@ -216,6 +218,16 @@ class Worker:
                 await self._children.wait_closed()
             await asyncio.to_thread(signals.worker_shutdown.send, "worker", worker=self)
             logger.info("ended (%s) after %d messages", self.reason.value, self.handled)
+
+    def _ahead(self) -> int:
+        """How many deliveries may wait here for a free thread, beside those that run.
+
+        None, where others could run them. On a local broker there are no others, and receiving them one by one costs more than a
+        short task: so a batch waits here, under heartbeat, and goes back at a stop. Not where it would show: with a store what waits
+        here would count as started, several queues have weights, and ``max_tasks`` counts.
+        """
+        plain = self._local and len(self.queues) == 1 and self.app.store is None
+        return AHEAD if plain and self.options.max_tasks is None and not self.options.once else 0
 
     async def _check_queues(self) -> None:
         """Say at the start what is missing, rather than fail message by message."""
@@ -341,6 +353,12 @@ class Worker:
     def _overran(self, flight: Flight) -> None:
         """A thread cannot be stopped: settle without it. Its slot is lost until it returns by itself."""
         if flight.concluded or flight not in self._flights:
+            return
+        assert flight.job.timeout is not None
+        limit = flight.job.timeout + (OVERRUN if flight.job.task is not None and flight.job.task.is_async else 0.0)
+        left = limit - (time.monotonic() - flight.started_at) if flight.started else limit
+        if left > 0:  # it has waited for its thread meanwhile
+            flight.alarm = self._loop.call_later(left, self._overran, flight)
             return
         flight.slot_lost = flight.concluded = flight.job.abandoned = True
         self._lost_slots += 1
@@ -572,8 +590,8 @@ class Worker:
             await self._until(lambda: not self._open(), time.monotonic() + 1.0)
             await self._give_back(self._open())
         # A receive that is out may still be answered: what nobody hears would stay hidden for a whole lease.
-        out = HURRIED if self._hurry else max(deadline - time.monotonic(), HURRIED)
-        await asyncio.wait(receiving, timeout=out)
+        if not self._local:
+            await asyncio.wait(receiving, timeout=HURRIED if self._hurry else max(deadline - time.monotonic(), HURRIED))
         for task in receiving:
             task.cancel()
         await asyncio.gather(*receiving, return_exceptions=True)
