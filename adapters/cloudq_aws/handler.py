@@ -50,14 +50,15 @@ class Handler:
         if concurrency < 1:
             raise ConfigError("lambda_handler needs a concurrency of 1 or more")
         app.load()
+        if app.broker.limits.local:
+            raise ConfigError("in Lambda retries and dead letters need a broker that outlives the process: set CLOUDQ_BROKER=sqs://region/")
         self.app = app
         self.concurrency = concurrency
         self._execution = Execution(app)
         self._queues: dict[str, str] = {}
         if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
-            broker = app.broker
-            if isinstance(broker, SQSBroker):
-                broker.open()  # now: a function starts with more CPU than most run with
+            if isinstance(app.broker, SQSBroker):
+                app.broker.open()  # now: a function starts with more CPU than most run with
             _ = app.store
 
     def __call__(self, event: object, context: LambdaContext | None = None) -> Any:

@@ -53,8 +53,9 @@ def prepare(
     hooks = app.hooks
     if task is not None and not options and not json_kwargs and task.is_plain and not hooks.before_send and current.get() is None:
         id = new_id()
-        outgoing = Outgoing(body=encode_call(id, task.name_json, _json(json_args, name), now))
-        if len(outgoing.body) > app.broker.limits.body:
+        body = encode_call(id, task.name_json, _json(json_args, name) if json_args else "[]", now)
+        outgoing = Outgoing(body=body)
+        if len(body) > app.broker.limits.body:
             app.sender.check(outgoing, what=f"task {name!r}")
         return Prepared(id, queue, outgoing, None, task)
 
@@ -199,10 +200,9 @@ def _id(options: CallOptions, name: str) -> str:
 
 
 def _lineage(fields: dict[str, Any]) -> None:
-    running = current.get()
-    if running is not None:
-        fields["root"] = running.root_id
-        fields["parent"] = running.id
+    run = current.get()
+    if run is not None and run.message is not None:
+        fields["root"], fields["parent"] = run.message.root, run.message.id
 
 
 def _delay(options: CallOptions, now: float, name: str) -> float:

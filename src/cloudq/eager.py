@@ -71,7 +71,7 @@ def _outcome(runner: Runner, job: Job) -> Outcome:
     if job.outcome is not None:
         return job.outcome
     assert job.request is not None and job.task is not None
-    job.request.is_eager = True
+    job.request.is_eager = job.recorded = True
     if not job.task.is_async:
         return runner.run_isolated(job)
     try:

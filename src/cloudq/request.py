@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from cloudq.message import Message
@@ -64,5 +64,14 @@ class Request:
         return self.message.headers
 
 
-current: ContextVar[Request | None] = ContextVar("cloudq_request", default=None)
+class Run(Protocol):
+    """What the context carries: the run itself. Its request is made when somebody asks, as most tasks never do."""
+
+    @property
+    def message(self) -> Message | None: ...
+    @property
+    def request(self) -> Request | None: ...
+
+
+current: ContextVar[Run | None] = ContextVar("cloudq_run", default=None)
 """The run that the calling code belongs to; ``None`` outside of tasks."""

@@ -60,14 +60,29 @@ class Job:
     message: Message | None = None
     """``None`` where the body is no message that this version reads."""
     task: Task[..., Any] | None = None
-    request: Request | None = None
+    arguments: tuple[Sequence[Any], Mapping[str, Any]] | None = None
+    """As the task gets them, once they are decoded by its type hints."""
     timeout: float | None = None
+    deadline: float | None = None
+    """When the time limit ends the run (Unix time, seconds), once it has begun."""
     claim: records.Claim | None = None
     recorded: bool = False
-    """The claim is held by another process, for which this one runs the task: its value is kept all the same."""
+    """Whoever asked for this run keeps its value, although no claim is held here: the parent process, or an eager call."""
     outcome: Outcome | None = None
     abandoned: bool = False
     """Its host has settled without it: what the run still comes to counts for nothing, also for hooks."""
+    made_request: Request | None = None
+    """``request``, where somebody has asked for it."""
+
+    @property
+    def request(self) -> Request | None:
+        """What the task's own code sees of the run; made when first asked for. ``None`` where there is no message."""
+        message = self.message
+        if self.made_request is None and message is not None:
+            args, kwargs = self.arguments or (message.args, message.kwargs)
+            delivery = self.delivery
+            self.made_request = Request(message, delivery.queue, args, kwargs, delivery.receives, self.deadline)
+        return self.made_request
 
     @property
     def ordered(self) -> bool:
@@ -131,7 +146,6 @@ class Runner:
                 job.outcome = Later(message.eta - now, "its time has not come")
                 return job
         job.timeout = message.timeout or task.settings.timeout or conf.timeout
-        job.request = Request(message, delivery.queue, message.args, message.kwargs, delivery.receives)
         return job
 
     def _wait_for_deploy(self, job: Job, reason: str) -> Later | Dead:
@@ -167,8 +181,8 @@ class Runner:
             job.outcome = answer
             return
         job.claim = answer
-        if job.ordered and job.request is not None:
-            job.message = job.request.message = message.copy(attempt=answer.value["attempt"])
+        if job.ordered:
+            job.message = message.copy(attempt=answer.value["attempt"])
             if (crashes := answer.value.get("crashes", 0)) >= self.app.conf.crash_cap:
                 job.outcome = Dead(f"crash loop: {crashes} runs ended without an outcome")
 
@@ -176,10 +190,11 @@ class Runner:
 
     def run(self, job: Job) -> Outcome:
         """Run a sync task in the calling thread and context; never raises."""
-        assert job.task is not None and job.request is not None
+        task = job.task
+        assert task is not None
         try:
             args, kwargs = self._enter(job)
-            value = job.task.call(args, kwargs)
+            value = task.call(args, kwargs)
             outcome: Outcome = self._done(job, value)
         except BaseException as error:
             outcome = self.failed(job, error)
@@ -192,12 +207,13 @@ class Runner:
 
     async def arun(self, job: Job) -> Outcome:
         """Run an async task in the calling asyncio task, within its time limit. Raises only CancelledError, when the host cancels it."""
-        assert job.task is not None and job.request is not None
+        task = job.task
+        assert task is not None
         limit = asyncio.timeout(job.timeout)
         try:
             async with limit:
                 args, kwargs = self._enter(job)
-                value = await job.task.call(args, kwargs)
+                value = await task.call(args, kwargs)
             outcome: Outcome = self._done(job, value)
         except asyncio.CancelledError as error:
             if (own := asyncio.current_task()) is not None and own.cancelling():
@@ -209,16 +225,18 @@ class Runner:
         return outcome
 
     def _enter(self, job: Job) -> tuple[Sequence[Any], Mapping[str, Any]]:
-        task, request = job.task, job.request
-        assert task is not None and request is not None
-        current.set(request)
+        task, message = job.task, job.message
+        assert task is not None and message is not None
+        current.set(job)
         if job.timeout is not None:
-            request.deadline = self.app.clock.time() + job.timeout
-        args, kwargs = task.codec.decode(request.args, request.kwargs)
-        request.args, request.kwargs = args, kwargs
+            job.deadline = self.app.clock.time() + job.timeout
+        job.arguments = arguments = task.codec.decode(message.args, message.kwargs)
+        if (made := job.made_request) is not None:
+            made.args, made.kwargs = arguments
+            made.deadline = job.deadline
         for hook in self.app.hooks.before_run:
-            hook(request)
-        return args, kwargs
+            hook(job.request)
+        return arguments
 
     def _leave(self, job: Job, outcome: Outcome) -> None:
         hooks = self.app.hooks
@@ -240,10 +258,7 @@ class Runner:
     def _done(self, job: Job, value: object) -> Done | Dead:
         message, task = job.message, job.task
         assert message is not None and task is not None
-        wanted = message.link or (
-            (job.claim is not None or job.recorded or (job.request is not None and job.request.is_eager))
-            and not (message.ignore_result or task.settings.ignore_result)
-        )
+        wanted = message.link or ((job.claim is not None or job.recorded) and not (message.ignore_result or task.settings.ignore_result))
         if not wanted:
             return NOTHING
         try:

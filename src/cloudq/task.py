@@ -205,7 +205,8 @@ class Task(Generic[P, R]):
     @property
     def request(self) -> Request:
         """The present run. Raises RuntimeError outside of one."""
-        request = current.get()
+        run = current.get()
+        request = None if run is None else run.request
         if request is None:
             raise RuntimeError(f"task.request of {self.name!r} is there only while the task runs")
         return request

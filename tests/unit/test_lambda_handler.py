@@ -161,6 +161,11 @@ def test_a_batch_as_aws_documents_it_runs_and_needs_no_request_and_no_thread(loc
     assert threading.active_count() == before
 
 
+def test_a_broker_that_ends_with_the_process_is_refused() -> None:
+    with pytest.raises(ConfigError, match="CLOUDQ_BROKER"):
+        lambda_handler(CloudQ("forgetful", broker="memory://"))
+
+
 def test_an_empty_batch_is_a_success_said_aloud(local: CloudQ) -> None:
     assert lambda_handler(local)({"Records": []}, Context()) == {"batchItemFailures": []}
 
@@ -535,6 +540,23 @@ def test_what_is_done_is_out_of_the_queue_before_a_record_runs_that_may_have_kil
         message["Attributes"]["ApproximateReceiveCount"] = "1" if "note" in message["Body"] else "2"
     assert shop.handle(shop.batch(messages=messages)) == []
     assert left == [1]
+
+
+def test_of_several_records_on_their_last_chance_one_runs_and_the_others_are_sent_anew_before(shop: Shop) -> None:
+    waiting: list[list[Any]] = []
+
+    @shop.app.task(name="poison")
+    def poison() -> None:
+        waiting.append(shop.bodies())
+
+    shop.app.send_many(poison.s() for _ in range(3))
+    shop.note.delay(1)
+    messages = shop.receive()
+    for message in messages:
+        message["Attributes"]["ApproximateReceiveCount"] = "1" if "note" in message["Body"] else str(shop.app.conf.crash_cap)
+    assert shop.handle(shop.batch(messages=messages)) == []
+    assert [[each["crashes"] for each in bodies] for bodies in waiting] == [[shop.app.conf.crash_cap - 2] * 2]
+    assert shop.ran == [1]
 
 
 def test_hooks_hear_of_what_never_ran(make: Any) -> None:

@@ -44,6 +44,12 @@ class _Record:
     copies: list[_Record] = field(default_factory=lambda: [])
     """The same message, or the same attempt of the same task, once more in the batch."""
 
+    @property
+    def strikes(self) -> int:
+        """How often a process may have died over it: deliveries and runs that came to no outcome."""
+        job = self.job
+        return max(job.delivery.receives - 1, 0) + (job.message.crashes if job.message is not None else 0)
+
 
 class Batch:
     """One batch of records, from the event to the ids that are reported."""
@@ -70,13 +76,14 @@ class Batch:
                 ordered.append(record)
             elif job.outcome is not None:
                 self._conclude(record, job.outcome, ran=False)
-            elif job.delivery.receives > 1 and len(unique) > 1:
+            elif record.strikes and len(unique) > 1:
                 suspects.append(record)
             else:
                 fresh.append(record)
+        suspects = self._run_last_chance(suspects, unique)
         self._run_group(fresh)
-        # Delivered before and here again: one of these may have taken the process along, and with it its whole batch. So each runs alone,
-        # when those before it are out of the queue for good, and in an order that is not always the same.
+        # One of these may have taken the process along before, and with it its whole batch. So each runs alone, when those before it are
+        # out of the queue for good, and in an order that is not always the same.
         random.shuffle(suspects)
         for suspect in suspects:
             self._delete_finished(unique)
@@ -89,6 +96,22 @@ class Batch:
             if record.verdict is not Verdict.ACK:
                 failed += [record.id, *(copy.id for copy in record.copies)]
         return list(dict.fromkeys(failed))
+
+    def _run_last_chance(self, suspects: Sequence[_Record], unique: Sequence[_Record]) -> list[_Record]:
+        """Run a record that one more strike would make a dead letter, before any other can hurt it; returns the suspects that are left.
+
+        Of several one runs, and the others are sent anew, one strike better: so a strike that ends a message is its own.
+        """
+        cap = self._app.conf.crash_cap
+        last = [record for record in suspects if record.strikes >= cap - 1]
+        if last:
+            random.shuffle(last)
+            for record in last[1:]:
+                self._conclude(record, Later(0.0, "another may crash the process first", {"crashes": max(cap - 2, 0)}), ran=False)
+            self._delete_finished(unique)
+            self._run_group(last[:1])
+            self._delete_finished(unique)
+        return [record for record in suspects if record not in last]
 
     # ------------------------------------------------------------------ in
 
@@ -308,9 +331,7 @@ class Batch:
         """
         left = [record for record in records if record.verdict is None]
         for record in left:
-            job = record.job
-            crashes = job.delivery.receives + (job.message.crashes if job.message is not None else 0)
-            if not job.ordered and crashes >= self._app.conf.crash_cap:
+            if not record.job.ordered and record.strikes >= self._app.conf.crash_cap - 1:
                 self._conclude(record, Later(0.0, "the function's time was over before it could start"), ran=False)
         self._await_settling(left)
         left = [record for record in left if record.verdict is None]

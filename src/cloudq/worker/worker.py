@@ -270,18 +270,20 @@ class Worker:
 
     def _accept(self, deliveries: Sequence[Delivery]) -> None:
         """Take over what was received: each holds one slot until its outcome is durable."""
-        stopping = self._is_stopping
-        admit = self.runner.admit
+        stopping, plain, began = self._is_stopping, self.app.store is None, time.monotonic()
+        admit, keep = self.runner.admit, self._flights.add
         for delivery in deliveries:
             try:
                 job = admit(delivery)
             except Exception as error:  # a fault of ours; the message must not take the others of its batch along
                 logger.exception("message %s could not be read in an unforeseen way", delivery.message_id)
                 job = Job(delivery, outcome=Dead(f"it could not be read: {type(error).__name__}"))
-            flight = Flight(job)
-            self._flights.add(flight)
+            flight = Flight(job, began)
+            keep(flight)
             if stopping:
                 self._spawn(self._give_back([flight]))
+            elif plain and delivery.group is None and job.outcome is None:
+                self._execute(flight)
             elif delivery.group is None or self._groups.enter(flight):
                 self._go(flight)
         if self.options.once:
