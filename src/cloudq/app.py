@@ -266,7 +266,10 @@ class CloudQ:
     async def ause_store(self, call: Callable[[Store], Coroutine[Any, Any, T]], *, why: str = "a result") -> T:
         """``use_store`` for a coroutine on any loop."""
         store = self.required_store(why)
-        return await call(store) if store.limits.local else await self.io.arun(call(store))
+        if store.limits.local:
+            return await call(store)
+        async with asyncio.timeout(self.conf.send_timeout):
+            return await self.io.arun(call(store))
 
     def use_broker(self, call: Callable[[Broker], Coroutine[Any, Any, T]]) -> T:
         """Run ``call(broker)`` on the I/O thread and wait; for commands."""
@@ -456,7 +459,7 @@ class CloudQ:
             if self.store is not None and self._tracked(prepared):
                 try:
                     await self.ause_store(lambda store: self._record(store, prepared))
-                except StoreError:
+                except (StoreError, TimeoutError):
                     logger.warning("task %s: QUEUED could not be recorded", prepared.id, exc_info=True)
             if self.hooks.after_send:
                 call_quietly(self.hooks.after_send, _message(prepared), prepared.queue)
@@ -476,7 +479,10 @@ class CloudQ:
         failed = await self.sender.asend_many(prepared)
         accepted = self._accepted(prepared, failed)
         if accepted:
-            await self.ause_store(lambda store: self._record_many(store, accepted))
+            try:
+                await self.ause_store(lambda store: self._record_many(store, accepted))
+            except TimeoutError:
+                logger.warning("QUEUED could not be recorded in time for all of %d tasks", len(accepted))
         return self._sent_many(prepared, failed)
 
     def _accepted(self, prepared: Sequence[Prepared], failed: Mapping[int, Exception]) -> list[Prepared]:

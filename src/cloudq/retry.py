@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 from cloudq.durations import Duration, seconds
 
@@ -40,11 +40,7 @@ class Retry:
         object.__setattr__(self, "delay", seconds(self.delay, "Retry(delay)"))
         object.__setattr__(self, "max_delay", seconds(self.max_delay, "Retry(max_delay)"))
         for name in ("on", "never"):
-            given: Any = getattr(self, name)
-            kinds: tuple[Any, ...] = tuple(given) if isinstance(given, tuple) else (given,)  # pyright: ignore[reportUnknownArgumentType]
-            if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
-                raise TypeError(f"Retry({name}=…) takes exception classes, as in {name}=(ConnectionError,)")
-            object.__setattr__(self, name, kinds)
+            object.__setattr__(self, name, _classes(name, getattr(self, name)))
         if self.max_retries is not None and (isinstance(self.max_retries, bool) or self.max_retries < 0):
             raise ValueError("Retry(max_retries) must be 0 or more, or None for no end")
         if self.backoff < 1:
@@ -71,6 +67,15 @@ class Retry:
         except OverflowError:
             wait = longest
         return uniform(0.0, wait) if self.jitter else wait
+
+
+def _classes(name: str, given: object) -> tuple[type[BaseException], ...]:
+    """One exception class, or a tuple of them, as a tuple."""
+    several = cast("tuple[object, ...]", given) if isinstance(given, tuple) else (given,)
+    classes = tuple(kind for kind in several if isinstance(kind, type) and issubclass(kind, BaseException))
+    if len(classes) < len(several):
+        raise TypeError(f"Retry({name}=…) takes exception classes, as in {name}=(ConnectionError,)")
+    return classes
 
 
 NO_RETRY = Retry(on=())

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from cloudq import calls, records, states
 from cloudq.broker import Outgoing
-from cloudq.errors import LeaseLost
+from cloudq.errors import LeaseLost, MessageTooLarge
 from cloudq.message import DEAD_ATTRIBUTE as DEAD_ATTRIBUTE
 from cloudq.message import Message, dead_letter, derived_id
 from cloudq.outcome import Again, Dead, Done, Dropped, Failure, Later, Outcome
@@ -205,7 +206,13 @@ async def _send(app: CloudQ, job: Job, message: Message, delay: float) -> None:
         raise _Unwritable(str(error)) from error
     tenant = None if job.message is None else message.tenant  # of a newer version nothing is known
     outgoing = Outgoing(body=body, delay=_possible(app, job, delay), tenant=tenant)  # no group: an ordered delivery is never sent again
-    await app.sender.asend(job.delivery.queue, outgoing, str(message.fields.get("id", "")))
+    id = str(message.fields.get("id", ""))
+    try:
+        await app.sender.asend(job.delivery.queue, outgoing, id)
+    except MessageTooLarge:  # for the timer, which may take less than the broker: then the broker's longest delay must do
+        if outgoing.delay <= app.broker.limits.delay:
+            raise
+        await app.sender.asend(job.delivery.queue, replace(outgoing, delay=app.broker.limits.delay), id)
 
 
 def _possible(app: CloudQ, job: Job, delay: float) -> float:
