@@ -582,9 +582,27 @@ def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env={**AWS_ENV, **env}, cwd=EVENTS.parents[1], capture_output=True, text=True, timeout=60)
 
 
+PLAIN_TASKS = """
+from cloudq import CloudQ
+
+app = CloudQ("plain")
+
+
+@app.task
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+@app.task(queue="texts")
+async def shout(text: str) -> str:
+    return text.upper()
+"""
+
+
 def test_the_entry_loads_no_validation_async_sdk_cli_or_web_library(tmp_path: Path) -> None:
     code = "import sys, cloudq_aws.entry; print(*{name.partition('.')[0] for name in sys.modules})"
-    env = {"CLOUDQ_APP": "tests.integration.lambda_tasks:app", "CLOUDQ_BROKER": "sqs://eu-west-1/", "TEST_LEDGER": str(tmp_path / "ledger")}
+    (tmp_path / "plain_tasks.py").write_text(PLAIN_TASKS)
+    env = {"CLOUDQ_APP": "plain_tasks:app", "CLOUDQ_BROKER": "sqs://eu-west-1/", "PYTHONPATH": str(tmp_path)}
     loaded = run(code, **env, AWS_LAMBDA_FUNCTION_NAME="f")
     assert loaded.returncode == 0, loaded.stderr
     modules = set(loaded.stdout.split())
