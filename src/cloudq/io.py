@@ -120,11 +120,7 @@ class IOThread:
                         await closer()
                     except Exception as error:
                         print(f"cloudq: closing failed: {error!r}", file=sys.stderr)  # noqa: T201  # logging may be gone at exit
-        rest = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in rest:
-            task.cancel()
-        if rest:
-            await asyncio.wait(rest, timeout=1.0)
+        await _cancel_all(within=1.0)
 
     def _start(self) -> asyncio.AbstractEventLoop:
         with self._lock:
@@ -160,8 +156,21 @@ def _serve(loop: asyncio.AbstractEventLoop, started: threading.Event) -> None:
     loop.call_soon(started.set)
     try:
         loop.run_forever()
+        loop.run_until_complete(_cancel_all(within=0.5))  # what was begun between the winding down and the stop
     finally:
         loop.close()
+
+
+async def _cancel_all(within: float) -> None:
+    """Cancel every other task of this loop once, and those that the ending ones begin, and wait for them ``within`` seconds."""
+    asked: set[asyncio.Task[Any]] = set()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(within):
+            while rest := asyncio.all_tasks() - {asyncio.current_task()}:
+                for task in rest - asked:
+                    task.cancel()
+                asked |= rest
+                await asyncio.wait(rest, return_when=asyncio.FIRST_COMPLETED)
 
 
 def _refuse_uwsgi_without_threads() -> None:

@@ -184,6 +184,31 @@ def test_a_closer_that_hangs_ends_with_the_time_given_and_what_is_left_is_cancel
     assert waiting.cancelled()
 
 
+def test_what_ending_work_begins_is_ended_too() -> None:
+    io = _io()
+    ended: list[int] = []
+
+    async def work(depth: int) -> None:
+        try:
+            await asyncio.sleep(1_000)
+        finally:
+            if depth:
+                heirs.append(asyncio.get_running_loop().create_task(work(depth - 1)))
+                await asyncio.sleep(0)
+            ended.append(depth)
+
+    heirs: list[asyncio.Task[None]] = []
+
+    async def begin() -> None:
+        heirs.append(asyncio.get_running_loop().create_task(work(3)))
+        await asyncio.sleep(0)
+
+    io.run(begin())
+    io.close()
+    assert sorted(ended) == [0, 1, 2, 3]
+    assert all(heir.done() for heir in heirs)
+
+
 def test_drive_runs_a_local_driver_to_its_end_and_passes_its_errors_on() -> None:
     async def value() -> int:
         return 3
