@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.metadata import distribution
+from pathlib import Path
+
 import pytest
 
 from cloudq import adapters
@@ -45,10 +49,8 @@ def test_memory_serves_all_three_seams() -> None:
 
 
 def test_an_unknown_scheme_is_answered_with_the_pip_command() -> None:
-    with pytest.raises(AdapterMissing, match=r"installed: .*memory"):
+    with pytest.raises(AdapterMissing, match=r"there are .*memory.*pip install"):
         adapters.find("nosuch")
-    with pytest.raises(AdapterMissing, match=r"pip install 'cloudq-tasks\[gcp\]'"):
-        adapters.find("firestore")
 
 
 def test_an_adapter_asked_for_what_it_is_not_says_so() -> None:
@@ -56,22 +58,40 @@ def test_an_adapter_asked_for_what_it_is_not_says_so() -> None:
         adapters.open_broker("sqlite:///x.db", CONTEXT)
 
 
-class _Entry:
-    def __init__(self, loads: object) -> None:
-        self.loads = loads
-        self.name = self.value = "fake:adapter"
+def _distribution(path: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    """What pip leaves of a third party's distribution: a module, and the entry point that names it."""
+    info = path / "acme_cloudq-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-cloudq\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[cloudq.adapters]\nacme = acme_cloudq:adapter\n")
+    (path / "acme_cloudq.py").write_text(module)
+    monkeypatch.syspath_prepend(str(path))
+    monkeypatch.delitem(sys.modules, "acme_cloudq", raising=False)
 
-    def load(self) -> object:
-        if isinstance(self.loads, Exception):
-            raise self.loads
-        return self.loads
+
+def test_a_third_partys_adapter_joins_by_its_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _distribution(tmp_path, monkeypatch, "from cloudq.memory import adapter\n")
+    assert isinstance(adapters.open_broker("acme://", CONTEXT), MemoryBroker)
+    with pytest.raises(AdapterMissing, match=r"there are acme, .*memory"):
+        adapters.find("nosuch")
 
 
-def test_an_adapter_whose_package_is_missing_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = ModuleNotFoundError("no", name="aiobotocore")
-    monkeypatch.setattr(adapters, "entry_points", lambda **query: [_Entry(missing)])
-    with pytest.raises(AdapterMissing, match=r"'aiobotocore'.*cloudq-tasks\[aws\]"):
+def test_an_adapter_whose_package_is_missing_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _distribution(tmp_path, monkeypatch, "import acme_sdk\n")
+    with pytest.raises(AdapterMissing, match=r"acme:// needs the package 'acme_sdk'"):
+        adapters.find("acme")
+    monkeypatch.setitem(sys.modules, "cloudq_aws.sqs", None)
+    with pytest.raises(AdapterMissing, match=r"sqs:// needs .*cloudq-tasks\[aws\]"):
         adapters.find("sqs")
-    monkeypatch.setattr(adapters, "entry_points", lambda **query: [_Entry("no adapter")])
+
+
+def test_an_entry_point_that_names_no_adapter_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _distribution(tmp_path, monkeypatch, "adapter = 'none'\n")
     with pytest.raises(ConfigError, match=r"is no cloudq\.adapters\.Adapter"):
-        adapters.find("sqs")
+        adapters.find("acme")
+
+
+def test_what_is_known_without_reading_metadata_is_what_the_distribution_declares() -> None:
+    declared = {entry.name: entry.value for entry in distribution("cloudq-tasks").entry_points if entry.group == adapters.GROUP}
+    assert declared
+    assert declared == adapters._SHIPPED
