@@ -1,4 +1,4 @@
-"""Large bodies in S3: written once under a name of their own, checked when read, deleted by the bucket's lifecycle alone."""
+"""Large bodies in S3, of messages and of results: checked when read, deleted by the bucket's lifecycle alone."""
 
 from __future__ import annotations
 
@@ -23,20 +23,32 @@ class Bodies:
     Without s3:ListBucket, AWS calls an object that is gone "access denied" (AWS GetObject).
     """
 
-    def __init__(self, url: str, region: str | None = None) -> None:
+    def __init__(self, url: str, region: str | None = None, *, client: str | None = None) -> None:
         parts = urlsplit(url)
         if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:
             raise ConfigError(f"{url!r} names no place in S3; write s3://bucket, or s3://bucket/prefix")
         self._bucket = parts.netloc
         path = parts.path.strip("/")
         self._prefix = f"{path}/" if path else ""
-        self._client = client_for("s3", region, read_timeout=_SILENCE)
+        self._client = client_for("s3", region, read_timeout=_SILENCE, sdk=client)
+
+    @property
+    def place(self) -> str:
+        return f"s3://{self._bucket}/{self._prefix}"
+
+    async def write(self, key: str, body: bytes) -> None:
+        """Keep ``body`` under the prefix and ``key``."""
+        await self._call("PutObject", self._prefix + key, Body=body, ContentType="application/json")
+
+    async def read(self, key: str, *, most: int) -> bytes:
+        """What is under the prefix and ``key``, up to one byte more than ``most``."""
+        body: bytes = (await self._call("GetObject", self._prefix + key, Range=f"bytes=0-{most}"))["Body"]
+        return body
 
     async def put(self, name: str, body: bytes) -> tuple[str, str]:
         """Write ``body`` under the prefix and a name that nobody else uses; returns the object's key and its SHA-256 in hex."""
-        key = self._prefix + name
-        await self._call("PutObject", key, Body=body, ContentType="application/json")
-        return key, hashlib.sha256(body).hexdigest()
+        await self.write(name, body)
+        return self._prefix + name, hashlib.sha256(body).hexdigest()
 
     async def get(self, key: str, sha256: str) -> bytes:
         """Read what ``put`` wrote; raises StoreError where it is gone, or is not what was written."""

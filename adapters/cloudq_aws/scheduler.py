@@ -15,12 +15,13 @@ from urllib.parse import urlsplit
 
 from cloudq.adapters import Adapter, AdapterContext, Location
 from cloudq.broker import Broker, Outgoing
+from cloudq.claimcheck import SMALL
 from cloudq.clock import Clock, SystemClock
 from cloudq.errors import CloudQError, ConfigError, MessageTooLarge, TimerError
 from cloudq.timer import Schedule, TimerLimits
 from cloudq_aws.client import client_for
 from cloudq_aws.errors import DENIED, Refusal, Service, mapped_to
-from cloudq_aws.sqs import entry, refusal
+from cloudq_aws.sqs import entry, refusal, size_of, too_large
 
 __all__ = ["EventBridgeTimer", "Expression", "Translated", "adapter", "schedule_name"]
 
@@ -81,6 +82,10 @@ class SQSQueues(Broker, Protocol):
 
     async def url(self, queue: str) -> str:
         """The queue's URL; raises QueueNotFound."""
+        ...
+
+    async def body_limit(self, queue: str) -> int:
+        """Bytes that the queue takes in a message; asked for once."""
         ...
 
 
@@ -247,6 +252,8 @@ class EventBridgeTimer:
         message = replace(message, delay=0.0)
         if (bad := refusal(queue, message)) is not None:  # days later nobody would be there to be told
             raise TimerError(str(bad)) from bad
+        if self._broker is not None and (size := size_of(message)) > SMALL and size > (most := await self._broker.body_limit(queue)):
+            raise too_large(queue, size, most)
         arn = await self._arn(queue)
         if message.attributes or message.group is not None or message.tenant or _KEYWORD in message.body:
             request = {"QueueUrl": await self._url(queue), **entry(queue, message)}
@@ -258,7 +265,8 @@ class EventBridgeTimer:
         if (size := len(text.encode())) > _INPUT:
             raise MessageTooLarge(
                 f"a message to {queue!r} for later has {size:,} bytes as input of EventBridge Scheduler, which takes {_INPUT:,}; "
-                "pass a reference (a key, a URL) instead, or a delay that the queue holds itself"
+                "name a place for large bodies in the broker's URL (bodies=s3://bucket/prefix), pass a reference (a key, a URL) instead, "
+                "or a delay that the queue holds itself"
             )
         dead_letter = await self._arn(self._dead_letter)
         return {"Arn": arn, "RoleArn": self._role, "Input": text, "RetryPolicy": _RETRIES, "DeadLetterConfig": {"Arn": dead_letter}}

@@ -17,6 +17,7 @@ CloudQError
 │   │   ├── BrokerUnavailable   (also ConnectionError) it could not be reached
 │   │   ├── QueueNotFound       (also LookupError) it has no such queue
 │   │   ├── SendError           it refused one entry of a batch
+│   │   │   └── EntryTooLarge   (also MessageTooLarge) for its size
 │   │   └── SettleError         it could not ack or extend one delivery
 │   │       └── LeaseLost       the lease has ended: somebody else may hold the message
 │   ├── StoreError
@@ -140,6 +141,10 @@ class SendError(BrokerError):
         super().__init__(message)
         self.retryable = retryable
         self.code = code
+
+
+class EntryTooLarge(SendError, MessageTooLarge):
+    """The broker refused one entry for its size: its queue takes less, or takes it only with a place for large bodies."""
 
 
 class SettleError(BrokerError):

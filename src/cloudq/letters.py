@@ -14,8 +14,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
+from cloudq import claimcheck
 from cloudq.broker import Broker, Delivery, Outgoing, QueueStats, SettleError
-from cloudq.errors import BrokerError, BrokerUnavailable, DecodeError, QueueNotFound
+from cloudq.errors import BrokerError, BrokerUnavailable, CloudQError, DecodeError, QueueNotFound
 from cloudq.message import derived_id, parse, unwrap
 from cloudq.settle import DEAD_ATTRIBUTE
 from cloudq.values import dumps
@@ -48,10 +49,10 @@ class Letter:
     """The body as JSON; empty where it is no JSON object."""
 
     @classmethod
-    def of(cls, delivery: Delivery) -> Letter:
-        """Read a delivery; one that cannot be read is a letter too."""
+    def of(cls, delivery: Delivery, body: str | None = None) -> Letter:
+        """Read a delivery, or ``body`` where its own is only a claim for that; one that cannot be read is a letter too."""
         try:
-            return cls(delivery, parse(delivery.body))
+            return cls(delivery, parse(delivery.body if body is None else body))
         except DecodeError:
             return cls(delivery, {})
 
@@ -258,7 +259,7 @@ async def _redrive_batch(
         target, body = to or _target(app, dead_letters, letter), _body(letter)
         if target is None:
             done.failed.append((letter, f"it does not say where it died, and {dead_letters!r} serves several queues: name one"))
-        elif len(body.encode("utf-8", "surrogatepass")) > app.broker.limits.body:
+        elif len(body.encode("utf-8", "surrogatepass")) > app.sender.most:
             done.failed.append((letter, "with the note that makes it start afresh it is too large"))
         else:
             ready.append((letter, target, _outgoing(letter, body)))
@@ -363,7 +364,7 @@ class _Reading:
             fresh = self._hold(received)
             fruitless = 0 if fresh else fruitless + 1
             if fresh:
-                yield fresh
+                yield await asyncio.gather(*map(self._collected, fresh))
             elif complete or fruitless >= TRIES:
                 return
 
@@ -376,6 +377,20 @@ class _Reading:
                 self._known.add(key)
                 fresh.append(Letter.of(delivery))
         return fresh
+
+    async def _collected(self, letter: Letter) -> Letter:
+        """The letter with what its body says elsewhere; as it is where that cannot be had."""
+        checks, claim = claimcheck.of(self._broker), letter.fields
+        if checks is None or not claimcheck.is_claim(claim):
+            return letter
+        try:
+            found = Letter.of(letter.delivery, await checks.collect(claim))
+        except CloudQError as error:
+            logger.warning("message %s on %r: %s", letter.message_id, self._queue, error)
+            return letter
+        if letter.dead:
+            found.fields["dead"] = letter.dead
+        return found
 
     async def keep(self) -> None:
         """Hold the leases while the pass goes on; one that ends all the same only brings its message again."""

@@ -9,12 +9,23 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
+from cloudq import claimcheck
 from cloudq.broker import Broker, Outgoing
 from cloudq.coalesce import IN_FLIGHT, Coalescer
-from cloudq.errors import BrokerError, BrokerUnavailable, Closed, DelayError, MessageTooLarge, SendError, SendUnknown
+from cloudq.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    Closed,
+    DelayError,
+    MessageTooLarge,
+    SendError,
+    SendUnknown,
+    StoreError,
+    StoreUnavailable,
+)
 from cloudq.io import IOThread, drive
 
 if TYPE_CHECKING:
@@ -67,22 +78,41 @@ class Sender:
     _inbox: deque[Parcel] = field(default_factory=deque[Parcel])
     _signalled: bool = False
     _lanes: dict[tuple[str, bool], Coalescer[Parcel]] = field(default_factory=lambda: {})
+    checks: claimcheck.ClaimChecks | None = field(init=False)
+    """Where bodies go that their queue does not take."""
+    most: int = field(init=False)
+    """Bytes of a message at most, its body inside it or elsewhere."""
+    _rooms: dict[str, int] = field(default_factory=lambda: {})
+    """Bytes of a message above which its body goes elsewhere, by queue."""
+    _asking: dict[str, asyncio.Task[int]] = field(default_factory=lambda: {})
+    """The requests that ask for these."""
+    _hands: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(IN_FLIGHT))
+    """How many bodies may be on their way at once."""
+    _fitting: int = 0
+    """Messages that wait for it."""
 
     def __post_init__(self) -> None:
+        self.checks = claimcheck.of(self.broker)
+        self.most = self.broker.limits.body if self.checks is None else max(self.broker.limits.body, claimcheck.MOST)
         self.io.after_fork(self._forget)
 
     def _forget(self) -> None:
         """In a forked child: what waits is the parent's to send."""
         self._inbox, self._lanes, self._signalled = deque(), {}, False
+        self._fitting, self._asking, self._hands = 0, {}, asyncio.Semaphore(IN_FLIGHT)
 
     def check(self, outgoing: Outgoing, *, what: str) -> None:
         """Refuse at the call what can be known without a request; raises MessageTooLarge or DelayError naming ``what``."""
         limits = self.broker.limits
         size = weigh(outgoing)
-        if size > limits.body:
+        if size > self.most:
+            missing = self.checks is None and isinstance(self.broker, claimcheck.ChecksBodies)
+            place = ", or set bodies= in the broker's URL to the place where large bodies may lie" if missing else ""
             raise MessageTooLarge(
-                f"{what}: the message has {size:,} bytes and the broker takes {limits.body:,}; pass a reference (a key, a URL) instead"
+                f"{what}: the message has {size:,} bytes and the broker takes {self.most:,}; pass a reference (a key, a URL) instead{place}"
             )
+        if self.checks is not None and size > min(limits.body, self.checks.over):
+            self.checks.allow(outgoing.delay, what)
         if outgoing.group is not None and not limits.ordering:
             raise SendError(f"{what}: this broker keeps no order, so ordering_key= cannot be kept; leave it out or use a FIFO queue")
         if outgoing.delay > 0 and not self._broker_holds(outgoing):
@@ -297,8 +327,66 @@ class Sender:
             parcel = self._inbox.popleft()
             if parcel.outgoing.delay and not self._broker_holds(parcel.outgoing):
                 _spawn(self._by_timer(parcel))
-            else:
+            elif self.checks is None:
                 self._lane(parcel).add(parcel, weigh(parcel.outgoing))
+            else:
+                self._add(parcel)
+
+    def _add(self, parcel: Parcel) -> None:
+        size = weigh(parcel.outgoing)
+        if size > claimcheck.SMALL and parcel.outgoing.group is None and size > self._rooms.get(parcel.queue, 0):
+            self._fitting += 1
+            _spawn(self._add_fitted(parcel))  # beside the lane: its body holds up no other message
+        else:
+            self._lane(parcel).add(parcel, size)
+
+    async def _add_fitted(self, parcel: Parcel) -> None:
+        try:
+            while True:
+                try:
+                    parcel.outgoing = await self._fitted(parcel.queue, parcel.outgoing)
+                except Exception as error:
+                    pause = PAUSES[min(parcel.tries, len(PAUSES) - 1)]
+                    if not _retryable(error) or time.monotonic() + pause >= parcel.give_up:
+                        parcel.tell(error)
+                        return
+                    parcel.tries += 1
+                    await asyncio.sleep(pause)
+                else:
+                    self._lane(parcel).add(parcel, weigh(parcel.outgoing))
+                    return
+        finally:
+            self._fitting -= 1
+
+    async def _fitted(self, queue: str, outgoing: Outgoing) -> Outgoing:
+        """The message, or where it is too large for its queue a claim for its body, which has been left. BrokerError, DelayError."""
+        checks, size = self.checks, weigh(outgoing)
+        if checks is None or size <= claimcheck.SMALL:
+            return outgoing
+        room = self._rooms.get(queue)
+        if room is None:
+            asking = self._asking.get(queue)
+            if asking is None:
+                asking = self._asking[queue] = asyncio.get_running_loop().create_task(self._ask_room(queue, checks))
+                asking.add_done_callback(lambda _: self._asking.pop(queue, None))
+            room = await asyncio.shield(asking)
+        return outgoing if size <= room else await self._left(checks, queue, outgoing)
+
+    async def _ask_room(self, queue: str, checks: claimcheck.ClaimChecks) -> int:
+        limit = await self.broker.body_limit(queue) if isinstance(self.broker, claimcheck.ChecksBodies) else checks.over
+        self._rooms[queue] = room = min(limit, checks.over)
+        return room
+
+    async def _left(self, checks: claimcheck.ClaimChecks, queue: str, outgoing: Outgoing) -> Outgoing:
+        what = f"a message to {queue!r}"
+        checks.allow(outgoing.delay, what)
+        try:
+            async with self._hands:
+                return replace(outgoing, body=await checks.leave(outgoing.body))
+        except StoreUnavailable as error:
+            raise BrokerUnavailable(f"{what}: its body could not be left: {error}") from error
+        except StoreError as error:
+            raise SendError(f"{what}: its body could not be left: {error}", code="BodyRefused") from error
 
     def _lane(self, parcel: Parcel) -> Coalescer[Parcel]:
         """Messages with an ordering key have a lane of their own with one request at a time, so that they cannot overtake each other."""
@@ -314,8 +402,29 @@ class Sender:
             self._lanes[queue, ordered] = lane
         return lane
 
+    async def _fitted_in_order(self, queue: str, parcels: Sequence[Parcel]) -> Sequence[Parcel]:
+        """Those that can be sent; where a body cannot be left just now it raises, for then none may overtake it."""
+        refused: list[tuple[Parcel, Exception]] = []
+        fitting: list[Parcel] = []
+        for parcel in parcels:
+            try:
+                parcel.outgoing = await self._fitted(queue, parcel.outgoing)
+            except BrokerUnavailable:
+                raise
+            except Exception as error:
+                refused.append((parcel, error))
+            else:
+                fitting.append(parcel)
+        for parcel, why in refused:  # now that nothing is tried again with them
+            parcel.tell(why)
+        return fitting
+
     async def _send_batch(self, queue: str, parcels: Sequence[Parcel]) -> None:
         try:
+            if self.checks is not None and parcels[0].outgoing.group is not None:
+                parcels = await self._fitted_in_order(queue, parcels)
+                if not parcels:
+                    return
             answers: Sequence[Answer] = await self.broker.send(queue, [parcel.outgoing for parcel in parcels])
         except Exception as error:
             answers = [error] * len(parcels)
@@ -348,7 +457,15 @@ class Sender:
             body=outgoing.body, group=outgoing.group, dedup=outgoing.dedup, tenant=outgoing.tenant, attributes=outgoing.attributes
         )
         try:
-            await self.timer.at(when, queue, message, key=task_id)
+            if self.checks is not None:
+                message = replace(await self._fitted(queue, replace(message, delay=outgoing.delay)), delay=0.0)
+            try:
+                await self.timer.at(when, queue, message, key=task_id)
+            except MessageTooLarge:  # a timer may take less than its queue
+                if self.checks is None or weigh(message) <= claimcheck.SMALL:
+                    raise
+                message = await self._left(self.checks, queue, replace(message, delay=outgoing.delay))
+                await self.timer.at(when, queue, replace(message, delay=0.0), key=task_id)
         except Exception as error:
             return error
         return None
@@ -362,7 +479,7 @@ class Sender:
 
     async def idle(self) -> None:
         """Wait until nothing is posted or in flight; on the I/O loop, which goes on."""
-        while self._inbox or any(lane.busy for lane in self._lanes.values()):
+        while self._inbox or self._fitting or any(lane.busy for lane in self._lanes.values()):
             await asyncio.sleep(0.005)
 
 

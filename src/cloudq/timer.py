@@ -68,7 +68,8 @@ class Timer(Protocol):
     async def at(self, when: float, queue: str, message: Outgoing, *, key: str) -> None:
         """Send ``message`` (its own delay is ignored) to ``queue`` at ``when``, Unix time in seconds; a past instant sends now.
 
-        The same key again replaces what it had set, if that has not fired. Raises TimerError beyond ``limits.horizon``.
+        The same key again replaces what it had set, if that has not fired. Raises TimerError beyond ``limits.horizon``, and
+        MessageTooLarge where it takes less than the queue: the core then leaves the body elsewhere if it can (cloudq.claimcheck).
         """
         ...
 

@@ -26,6 +26,8 @@ logger = logging.getLogger("cloudq.lambda")
 
 ASYNC_TASKS: Final = 100
 """Async tasks of one batch at once (a batch may have 10,000 records)."""
+FETCHES: Final = 16
+"""Bodies that are fetched at once: as many as the client has threads."""
 SETTLE_TRIES: Final = 3
 
 
@@ -139,7 +141,26 @@ class Batch:
                 logger.exception("message %s could not be read in an unforeseen way", id)
                 job = Job(delivery, outcome=Dead(f"it could not be read: {type(error).__name__}"))
             records.append(_Record(id, job, began))
+        self._fetch([record.job for record in records if record.job.elsewhere])
         return records, failed
+
+    def _fetch(self, jobs: Sequence[Job]) -> None:
+        """Get the messages that lie elsewhere; one that is not had in time is sent again."""
+
+        async def fetch_all() -> None:
+            hands = asyncio.Semaphore(FETCHES)
+
+            async def fetch(job: Job) -> None:
+                async with hands:
+                    await self._execution.runner.fetch(job)
+
+            await asyncio.gather(*map(fetch, jobs))
+
+        if jobs:
+            try:
+                self._app.io.run(fetch_all(), timeout=self._time_left.for_settling())
+            except TimeoutError:
+                logger.warning("bodies that lie elsewhere could not be fetched before the function's time was over")
 
     def _delivery(self, raw: Mapping[str, Any], id: str, now: float, until: float) -> Delivery:
         system, arn = raw["attributes"], raw["eventSourceARN"]

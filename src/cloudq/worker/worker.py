@@ -290,12 +290,19 @@ class Worker:
             self._ask_stop(StopReason.DRAINED)
 
     def _go(self, flight: Flight) -> None:
-        if flight.job.outcome is not None:
+        if flight.job.elsewhere:
+            self._spawn(self._fetch(flight))
+        elif flight.job.outcome is not None:
             self._conclude(flight, flight.job.outcome, hooks=True)
         elif self.app.store is not None:
             self._spawn(self._claim(flight))
         else:
             self._execute(flight)
+
+    async def _fetch(self, flight: Flight) -> None:
+        await self.runner.fetch(flight.job)
+        if flight in self._flights:  # not given back meanwhile
+            self._go(flight)
 
     async def _claim(self, flight: Flight) -> None:
         job = flight.job
