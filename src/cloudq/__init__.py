@@ -25,23 +25,28 @@ from cloudq.errors import (
 )
 from cloudq.middleware import Middleware
 from cloudq.request import Request
-from cloudq.result import AsyncResult
+from cloudq.result import AsyncResult, GroupResult
 from cloudq.retry import Retry
 from cloudq.signature import Signature
 from cloudq.task import Task, shared_task, task
+from cloudq.workflow import Chain, Group, chain, chord, group
 
 __version__ = "0.1.0"
 
 CloudQ.eager_host = staticmethod(_eager.run)
+CloudQ.eager_canvas_host = staticmethod(_eager.run_canvas)
 
 __all__ = [
     "ArgumentsError",
     "AsyncResult",
     "BatchSendError",
+    "Chain",
     "CloudQ",
     "CloudQError",
     "Config",
     "ConfigError",
+    "Group",
+    "GroupResult",
     "Ignore",
     "Middleware",
     "Queue",
@@ -56,6 +61,9 @@ __all__ = [
     "TaskFailed",
     "TaskRevoked",
     "TimeLimitExceeded",
+    "chain",
+    "chord",
+    "group",
     "shared_task",
     "states",
     "task",

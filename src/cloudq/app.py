@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, ClassVar, Final, Literal, TypeVar, Unpack, cast, overload
 
-from cloudq import adapters, calls, records, signals
+from cloudq import adapters, calls, follow, records, signals
+from cloudq import launch as launches
 from cloudq import result as results
 from cloudq.broker import Broker, CreatesQueues
 from cloudq.calls import Prepared
@@ -26,7 +27,7 @@ from cloudq.io import IOThread, drive
 from cloudq.message import Message, decode, parse
 from cloudq.middleware import Hooks, Middleware, call_quietly
 from cloudq.sending import Sender
-from cloudq.signature import CallOptions, Signature
+from cloudq.signature import CallOptions, Canvas, Signature
 from cloudq.store import Store
 from cloudq.task import AsyncTask, BoundDecorator, Decorator, P, R, SyncTask, Task, TaskOptions, make_task
 from cloudq.timer import Timer
@@ -59,6 +60,8 @@ class CloudQ:
 
     eager_host: ClassVar[EagerHost]
     """Runs a call here and now; the host layer sets it."""
+    eager_canvas_host: ClassVar[Callable[[CloudQ, Canvas[Any]], results.AsyncResult[Any]]]
+    """The same for a canvas."""
 
     def __init__(
         self,
@@ -341,11 +344,52 @@ class CloudQ:
 
     def send_signature(self, signature: Signature[R]) -> results.AsyncResult[R]:
         """What ``signature.delay`` does."""
+        if signature.each:
+            return self.send_canvas(signature)
         return self.send_task(signature.task, signature.args, signature.kwargs, **signature.options)
 
     async def asend_signature(self, signature: Signature[R]) -> results.AsyncResult[R]:
         """What ``signature.adelay`` does."""
+        if signature.each:
+            return await self.asend_canvas(signature)
         return await self.asend_task(signature.task, signature.args, signature.kwargs, **signature.options)
+
+    def send_canvas(self, canvas: Canvas[R]) -> results.AsyncResult[R]:
+        """What ``chain.delay`` and its kin do: everything is checked, groups that are waited for are noted, then what starts is sent.
+
+        Raises what ``task.delay`` raises; BatchSendError where some members of a group were not accepted.
+        """
+        if self.conf.task_always_eager:
+            return self.run_canvas_eagerly(canvas)
+        id, launch = launches.plan(self, canvas)
+        if launch.chords:
+            self.use_store(lambda store: launches.note(store, launch), why="a chord")
+        self._dispatch_many([each for each in launch.calls if not self._held_back(each)])
+        if launch.ended:
+            self.io.run(follow.arrived(self, launch.ended))
+        return launches.handle(self, canvas, id)
+
+    async def asend_canvas(self, canvas: Canvas[R]) -> results.AsyncResult[R]:
+        """What ``chain.adelay`` and its kin do."""
+        if self.conf.task_always_eager:
+            return self.run_canvas_eagerly(canvas)
+        id, launch = launches.plan(self, canvas)
+        if launch.chords:
+            await self.ause_store(lambda store: launches.note(store, launch), why="a chord")
+        await self._adispatch_many([each for each in launch.calls if not self._held_back(each)])
+        if launch.ended:
+            await self.io.arun(follow.arrived(self, launch.ended))
+        return launches.handle(self, canvas, id)
+
+    def run_canvas_eagerly(self, canvas: Canvas[R]) -> results.AsyncResult[R]:
+        """Run a canvas here and now, through codec and runner."""
+        return type(self).eager_canvas_host(self, canvas)
+
+    def signature(
+        self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]
+    ) -> Signature[Any]:
+        """A call by the task's name, as a value."""
+        return Signature(name, args, kwargs, options, app=self)
 
     def send_many(self, signatures: Iterable[Signature[R]]) -> list[results.AsyncResult[R]]:
         """Send many calls in full batches: ``app.send_many(add.s(i, i) for i in range(10_000))``; returns their results in order.
@@ -418,7 +462,7 @@ class CloudQ:
 
     def _prepare_signature(self, signature: Signature[Any]) -> Prepared:
         task = self.tasks.get(signature.task)
-        return calls.prepare(self, signature.task, task, signature.args, signature.kwargs, signature.options or None)
+        return calls.prepare(self, signature.task, task, signature.args, signature.kwargs, signature.options or None, each=signature.each)
 
     def _open_batch(self) -> _Batch | None:
         batch = self._batch.get()

@@ -12,14 +12,18 @@ from cloudq.durations import seconds
 from cloudq.errors import ArgumentsError, DelayError
 from cloudq.message import MAX_ID, VERSION, Message, encode_call, new_id
 from cloudq.request import current
-from cloudq.signature import NO_OPTIONS, CallOptions, Signature
+from cloudq.signature import NO_OPTIONS, CallOptions, Canvas, Signature
 from cloudq.values import dumps
+from cloudq.workflow import Chain, Group
 
 if TYPE_CHECKING:
     from cloudq.app import CloudQ
     from cloudq.task import Task
 
 _OPTIONS: Final = frozenset(CallOptions.__annotations__)
+NO_FIELDS: Final[Mapping[str, Any]] = {}
+NOTHING: Final = object()
+"""No value goes before a call's arguments."""
 
 
 @dataclass(slots=True, eq=False)
@@ -42,16 +46,25 @@ def prepare(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     options: CallOptions | None,
+    *,
+    fields: Mapping[str, Any] = NO_FIELDS,
+    each: bool = False,
 ) -> Prepared:
-    """Build the message of a call. Raises ArgumentsError, MessageTooLarge, DelayError or SendError before anything is sent."""
-    if task is not None:
+    """Build the message of a call; ``fields`` are further ones of it, and with ``each`` ``args`` are lists of arguments.
+
+    Raises ArgumentsError, MessageTooLarge, DelayError or SendError before anything is sent."""
+    more = fields
+    if each:
+        json_args, json_kwargs = _each(name, task, args), dict[str, Any]()
+    elif task is not None:
         json_args, json_kwargs = task.codec.encode(args, kwargs)
     else:
         json_args, json_kwargs = list(args), dict(kwargs)
     queue = queue_of(app, name, task, options)
     now = app.clock.time()
     hooks = app.hooks
-    if task is not None and not options and not json_kwargs and task.is_plain and not hooks.before_send and current.get() is None:
+    bare = not options and not json_kwargs and not more and not each
+    if bare and task is not None and task.is_plain and not hooks.before_send and current.get() is None:
         id = new_id()
         body = encode_call(id, task.name_json, _json(json_args, name) if json_args else "[]", now)
         outgoing = Outgoing(body=body)
@@ -64,7 +77,9 @@ def prepare(
         hint = " (priorities are queues here: send to a queue that workers give more weight)" if "priority" in unknown else ""
         raise ArgumentsError(f"task {name!r}: unknown call option {', '.join(sorted(unknown))}{hint}", task=name)
     id = _id(options, name)
-    fields: dict[str, Any] = {"v": VERSION, "id": id, "task": name, "args": json_args}
+    fields = {"v": VERSION, "id": id, "task": name, "args": json_args}
+    if each:
+        fields["each"] = True
     if json_kwargs:
         fields["kwargs"] = json_kwargs
     fields["sent"] = round(now, 3)
@@ -72,6 +87,7 @@ def prepare(
     delay = _delay(options, now, name)
     _times(fields, options, task, now, name)
     _carried(fields, options, app)
+    fields.update(more)
     message = held_until(app, Message(fields), delay)
     for hook in hooks.before_send:
         message = hook(message, queue)
@@ -104,14 +120,17 @@ def queue_of(app: CloudQ, name: str, task: Task[..., Any] | None, options: CallO
 def signature_json(app: CloudQ, signature: Signature[Any]) -> dict[str, Any]:
     """A signature as it travels inside a message: arguments encoded, options in seconds, the queue decided."""
     task = app.tasks.get(signature.task)
-    if task is None:
+    kwargs: dict[str, Any]
+    if signature.each:
+        args, kwargs = _each(signature.task, task, signature.args), {}
+    elif task is None:
         args, kwargs = list(signature.args), dict(signature.kwargs)
     elif signature.immutable:
         args, kwargs = task.codec.encode(signature.args, signature.kwargs)
     else:
         args, kwargs = task.codec.encode_partial(signature.args, signature.kwargs)
     options = signature.options
-    refused = options.keys() & {"task_id", "eta", "after_commit"}
+    refused = options.keys() & {"eta", "after_commit"}
     if refused or isinstance(options.get("expires"), datetime):
         refused = refused or {"expires= as a datetime (give a duration)"}
         raise ArgumentsError(f"the signature of {signature.task!r} cannot be linked with {', '.join(sorted(refused))}", task=signature.task)
@@ -122,6 +141,10 @@ def signature_json(app: CloudQ, signature: Signature[Any]) -> dict[str, Any]:
         fields["kwargs"] = kwargs
     if signature.immutable:
         fields["immutable"] = True
+    if signature.each:
+        fields["each"] = True
+    if "task_id" in options:
+        fields["id"] = _id(options, signature.task)
     if delay := _delay(options, 0.0, signature.task):
         fields["delay"] = delay
         app.sender.check(Outgoing(body="", delay=delay, group=options.get("ordering_key")), what=f"the link to {signature.task!r}")
@@ -132,11 +155,47 @@ def signature_json(app: CloudQ, signature: Signature[Any]) -> dict[str, Any]:
     return fields
 
 
-def linked_message(app: CloudQ, link: Mapping[str, Any], *, id: str, parent: Message, value: Any) -> Prepared:
-    """The call that a link makes. ``value`` goes before the link's own arguments."""
+def steps_of(app: CloudQ, canvas: Canvas[Any], *, now: bool = False) -> list[dict[str, Any]]:
+    """A canvas as steps; with ``now`` those at its front, which start at once, are left to be checked as calls of their own."""
+    if isinstance(canvas, Chain):
+        return [step for at, part in enumerate(canvas.steps) for step in steps_of(app, part, now=now and at == 0)]
+    if isinstance(canvas, Group):
+        id, members = canvas.options.get("task_id"), cast("Sequence[Canvas[Any]]", canvas.branches)
+        step: dict[str, Any] = {"members": [steps_of(app, branch, now=now) for branch in members]}
+        return [{**step, "id": id} if id else step]
+    assert isinstance(canvas, Signature)
+    if not now:
+        return [signature_json(app, canvas)]
+    id = canvas.options.get("task_id")
+    return [{"signature": canvas, "id": id} if id else {"signature": canvas}]
+
+
+def link_json(app: CloudQ, canvas: Canvas[Any]) -> dict[str, Any]:
+    """A canvas as one step, with what follows it in ``next``: how a message carries it as its link."""
+    first, *rest = steps_of(app, canvas)
+    return {**first, "next": rest} if rest else dict(first)
+
+
+def link_steps(link: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The steps of a link."""
+    first = {key: value for key, value in link.items() if key != "next"}
+    return [first, *link.get("next", ())]
+
+
+def linked_message(
+    app: CloudQ,
+    link: Mapping[str, Any],
+    *,
+    id: str,
+    parent: Message,
+    value: Any = NOTHING,
+    fields: Mapping[str, Any] = NO_FIELDS,
+) -> Prepared:
+    """The call that a link makes. ``value`` goes before the link's own arguments; ``fields`` are further ones of the message."""
+    more = fields
     now, name = app.clock.time(), link["task"]
-    args = [*([] if link.get("immutable") else [value]), *link.get("args", ())]
-    fields: dict[str, Any] = {
+    args = [*([] if link.get("immutable") or value is NOTHING else [value]), *link.get("args", ())]
+    fields = {
         "v": VERSION,
         "id": id,
         "task": name,
@@ -145,9 +204,10 @@ def linked_message(app: CloudQ, link: Mapping[str, Any], *, id: str, parent: Mes
         "root": parent.root,
         "parent": parent.id,
     }
-    for key in ("kwargs", "timeout", "group", "tenant", "ignore_result", "headers", "link", "link_error"):
+    for key in ("kwargs", "timeout", "group", "tenant", "ignore_result", "headers", "each", "link", "link_error"):
         if key in link:
             fields[key] = link[key]
+    fields.update(more)
     if "expires" in link:
         fields["expires"] = round(now + link["expires"], 3)
     task, delay = app.tasks.get(name), float(link.get("delay", 0.0))
@@ -187,7 +247,7 @@ def _carried(fields: dict[str, Any], options: CallOptions, app: CloudQ) -> None:
     for key in ("link", "link_error"):
         if key in options:
             linked = cast("Mapping[str, Any]", options)[key]
-            fields[key] = [signature_json(app, each) for each in _several(linked)]
+            fields[key] = [link_json(app, each) for each in _several(linked)]
 
 
 def _id(options: CallOptions, name: str) -> str:
@@ -239,5 +299,13 @@ def _instant(value: object, what: str, name: str) -> float:
     return value.timestamp()
 
 
-def _several(value: Signature[Any] | Sequence[Signature[Any]]) -> Sequence[Signature[Any]]:
-    return [value] if isinstance(value, Signature) else value
+def _several(value: Canvas[Any] | Sequence[Canvas[Any]]) -> Sequence[Canvas[Any]]:
+    return [value] if isinstance(value, Canvas) else value
+
+
+def _each(name: str, task: Task[..., Any] | None, items: Sequence[Any]) -> list[Any]:
+    """The arguments of each call in one run."""
+    for item in items:
+        if not isinstance(item, (list, tuple)):
+            raise ArgumentsError(f"task {name!r}: starmap and chunks take lists of arguments, not a {type(item).__name__}", task=name)
+    return [list(item) if task is None else task.codec.encode(item, {})[0] for item in items]

@@ -174,6 +174,41 @@ class Message:
         return value
 
     @property
+    def next(self) -> Sequence[Mapping[str, Any]]:
+        """The steps of its chain that follow it, as JSON objects."""
+        value: Sequence[Mapping[str, Any]] = self.fields.get("next", ())
+        return value
+
+    @property
+    def join(self) -> Mapping[str, Any] | None:
+        """Of which chord it is a member: ``chord`` (an id), ``index``, ``of`` (how many members)."""
+        value: Mapping[str, Any] | None = self.fields.get("join")
+        return value
+
+    @property
+    def flow(self) -> str | None:
+        """The id of the workflow that it belongs to: revoking that cancels all of it."""
+        value: str | None = self.fields.get("flow")
+        return value
+
+    @property
+    def results(self) -> Mapping[str, Any] | None:
+        """Whose results go before its arguments: ``chord`` (an id) and ``of`` (how many members)."""
+        value: Mapping[str, Any] | None = self.fields.get("results")
+        return value
+
+    @property
+    def each(self) -> bool:
+        """Whether ``args`` are lists of arguments, for as many calls in one run."""
+        return bool(self.fields.get("each", False))
+
+    @property
+    def has_follow_ups(self) -> bool:
+        """Whether something is to be done with its value."""
+        fields = self.fields
+        return "link" in fields or "next" in fields or "join" in fields
+
+    @property
     def ignore_result(self) -> bool:
         """Whether the call asked for no result."""
         return bool(self.fields.get("ignore_result", False))
@@ -261,10 +296,36 @@ def _signatures(value: object) -> bool:
 
 
 def _signature(value: object) -> bool:
+    """One call, or a group of steps side by side."""
     if not isinstance(value, dict):
         return False
     link = cast("dict[str, object]", value)
-    return bool(link.get("task") and link.get("queue")) and all(_LINK[key](link[key]) for key in link.keys() & _LINK.keys())
+    known = bool(link.get("task") and link.get("queue")) != ("members" in link)
+    return known and all(_LINK[key](link[key]) for key in link.keys() & _LINK.keys())
+
+
+def _branches(value: object) -> bool:
+    try:
+        return isinstance(value, list) and all(each and _signatures(each) for each in cast("list[object]", value))
+    except RecursionError:
+        return False
+
+
+def _steps(value: object) -> bool:
+    """What follows in a chain: each step has its id by then."""
+    return _signatures(value) and bool(value) and all("id" in step for step in cast("list[dict[str, object]]", value))
+
+
+def _joined(value: object) -> bool:
+    if not isinstance(value, dict):
+        return False
+    join = cast("dict[str, Any]", value)
+    numbers = _count(join.get("index", 0)) and _count(join.get("of")) and join.get("index", 0) < max(join["of"], 1)
+    return _an_id(join.get("chord")) and numbers
+
+
+def _an_id(value: object) -> bool:
+    return type(value) is str and value.isascii() and value.isprintable() and 0 < len(value) <= MAX_ID
 
 
 _LINK: Final[Mapping[str, Callable[[object], bool]]] = {
@@ -282,6 +343,10 @@ _LINK: Final[Mapping[str, Callable[[object], bool]]] = {
     "ignore_result": _flag,
     "link": _signatures,
     "link_error": _signatures,
+    "id": _an_id,
+    "each": _flag,
+    "members": _branches,
+    "next": _signatures,
 }
 
 
@@ -303,6 +368,11 @@ _KNOWN: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
     "headers": (_object, "an object"),
     "link": (_signatures, "a list of signatures"),
     "link_error": (_signatures, "a list of signatures"),
+    "next": (_steps, "a list of steps, each with an id"),
+    "join": (_joined, "an object with chord, index and of"),
+    "results": (_joined, "an object with chord and of"),
+    "flow": (_an_id, "a task id"),
+    "each": (_flag, "true or false"),
     "ignore_result": (_flag, "true or false"),
     "dead": (_object, "an object"),
 }
@@ -367,7 +437,7 @@ def decode(fields: dict[str, Any]) -> Message:
 
 def dead_letter(body: str, fields: dict[str, Any] | None, dead: dict[str, Any]) -> str:
     """The body for the dead-letter queue: the message with a ``dead`` field, or a wrapper of the raw bytes where that cannot be."""
-    if fields is not None and ("task" in fields or "dead" not in fields):
+    if fields is not None and ("task" in fields or "claim_check" in fields or "dead" not in fields):
         try:
             return dumps({**fields, "dead": dead})
         except ValueError:

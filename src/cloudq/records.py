@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 from cloudq import states
@@ -21,11 +21,13 @@ Edit: TypeAlias = Callable[[dict[str, Any]], None]
 # The fields of the document; all but the first three may be absent. Instants are Unix time in seconds.
 #   task, state, attempt     what it is, how it stands, the highest attempt known
 #   queue, root, parent      where its message goes, and what it belongs to
+#   each                     its value is the list of several calls
 #   sent, started, finished  instants
 #   owner, until             the claim: who runs this attempt, and until when the claim holds unless renewed
 #   revoked                  true: it must not start
 #   progress, meta           what the task recorded by update_state
 #   value | error, reason    how it ended
+#   upstream                 it never ran: the id of the task before it that ended without a result
 
 
 async def record_queued(store: Store, message: Message, queue: str, *, ttl: float) -> None:
@@ -53,6 +55,12 @@ async def revoke(store: Store, id: str, *, now: float, ttl: float) -> None:
             document = conflict.current
         else:
             return
+
+
+async def is_revoked(store: Store, id: str) -> bool:
+    """Whether the revoke flag of a task, or of a workflow, is set."""
+    found = await store.get(KIND, id)
+    return found is not None and bool(found.value.get("revoked"))
 
 
 class Claim:
@@ -172,7 +180,7 @@ def _refusal(found: Document, message: Message, owner: str, now: float) -> Later
     """Why this attempt must not start, given what is known of the task; ``None`` if it may."""
     document: Value = found.value
     state, attempt = document["state"], document["attempt"]
-    if state in states.TERMINAL:
+    if state in states.TERMINAL and "upstream" not in document:  # its message did come: what had failed before it was redriven
         if state in states.REOPENED_BY_REDRIVE and message.first > attempt:
             return None
         ended = None if state == states.SUCCESS else document
@@ -190,19 +198,33 @@ def _refusal(found: Document, message: Message, owner: str, now: float) -> Later
 
 def _identity(message: Message, queue: str) -> dict[str, Any]:
     fields: dict[str, Any] = {"task": message.task, "attempt": message.attempt, "queue": queue}
-    for name in ("sent", "root", "parent"):
+    for name in ("sent", "root", "parent", "each"):
         if name in message.fields:
             fields[name] = message.fields[name]
     return fields
 
 
 async def finish_unclaimed(
-    store: Store, message: Message, queue: str, state: str, *, at: float, ttl: float, reason: str, error: Failure | None = None
+    store: Store,
+    message: Message,
+    queue: str,
+    state: str,
+    *,
+    at: float,
+    ttl: float,
+    reason: str,
+    error: Mapping[str, Any] | None = None,
+    upstream: str | None = None,
 ) -> None:
-    """Write the terminal state of a message that never ran; the first terminal state wins."""
+    """Write the terminal state of a message that never ran; the first terminal state wins.
+
+    ``upstream``: it was not even sent, because of the task with that id; should it come after all, it runs.
+    """
     ended: dict[str, Any] = {"state": state, "finished": at, "reason": reason}
     if error is not None:
-        ended["error"] = error.as_json()
+        ended["error"] = error
+    if upstream is not None:
+        ended["upstream"] = upstream
     expect: Any = MISSING
     value = {**_identity(message, queue), **ended}
     while True:
@@ -215,7 +237,11 @@ async def finish_unclaimed(
                 continue
             stale = found.value["attempt"] > message.attempt
             running = found.value["state"] == states.STARTED and found.value.get("until", 0.0) > at  # who runs it says how it ends
-            ended_already = found.value["state"] in states.TERMINAL and not message.first > found.value["attempt"]
+            ended_already = (
+                found.value["state"] in states.TERMINAL
+                and not message.first > found.value["attempt"]
+                and (upstream is not None or "upstream" not in found.value)
+            )
             if stale or running or ended_already:
                 return
             value, expect = {**found.value, **_identity(message, queue), **ended}, found.version

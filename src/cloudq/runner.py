@@ -10,17 +10,20 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from cloudq import records, states
+from cloudq import chords, claimcheck, records, states
 from cloudq.broker import Delivery
 from cloudq.errors import (
     ArgumentsError,
+    ConfigError,
     DecodeError,
     Ignore,
     Reject,
     RetryRequested,
     StoreError,
+    StoreUnavailable,
+    TaskFailed,
     TimeLimitExceeded,
 )
 from cloudq.message import DEAD_ATTRIBUTE, Message, decode, is_bare, new_id, parse, unwrap
@@ -30,15 +33,22 @@ from cloudq.request import Request, current
 
 if TYPE_CHECKING:
     from cloudq.app import CloudQ
+    from cloudq.store import Store
     from cloudq.task import Task
 
 logger = logging.getLogger("cloudq.runner")
+
+EACH: Final[Mapping[str, Any]] = {}
+"""Marks arguments as those of several calls."""
 
 NOTHING: Final = Done()
 """The outcome of a task whose value nobody wants: no store, no links."""
 
 STORE_DOWN_DELAY: Final = 5.0
 """Seconds that a message waits when the store cannot be asked whether it may run."""
+
+BODY_DELAY: Final = 10.0
+"""Seconds that a message waits when its body, which lies elsewhere, cannot be fetched."""
 
 
 class Interrupted(BaseException):
@@ -69,8 +79,12 @@ class Job:
     recorded: bool = False
     """Whoever asked for this run keeps its value, although no claim is held here: the parent process, or an eager call."""
     outcome: Outcome | None = None
+    elsewhere: bool = False
+    """The body is a claim for another one, which ``fetch`` gets; until then the outcome is that it waits."""
     abandoned: bool = False
     """Its host has settled without it: what the run still comes to counts for nothing, also for hooks."""
+    given: Sequence[Any] = ()
+    """What goes before the message's own arguments: the list of its chord's results, as JSON values."""
     made_request: Request | None = None
     """``request``, where somebody has asked for it."""
 
@@ -96,10 +110,12 @@ class Job:
 
 
 class Runner:
-    """Runs messages of one app, for any host. ``admit``, ``run`` and ``arun`` do no I/O; ``claim`` talks to the store."""
+    """Runs messages of one app, for any host. ``admit``, ``run`` and ``arun`` do no I/O; ``fetch`` and ``claim`` do."""
 
-    def __init__(self, app: CloudQ) -> None:
+    def __init__(self, app: CloudQ, *, eager: bool = False) -> None:
         self.app = app
+        self.eager = eager
+        """Whether results are kept by the host, which needs no store."""
         self._name = f"{socket.gethostname()}:{os.getpid()}:{new_id()[:8]}"
         self._claims = itertools.count()
 
@@ -117,6 +133,9 @@ class Runner:
             job.fields = fields
             message = decode(fields)
         except DecodeError as error:
+            if not error.newer and job.fields is not None and claimcheck.is_claim(job.fields):
+                job.outcome = self._wait_for_body(job)
+                return job
             job.outcome = self._wait_for_deploy(job, str(error)) if error.newer else Dead(str(error))
             return job
         if "dead" in fields or raw is not None or DEAD_ATTRIBUTE in delivery.attributes:
@@ -142,6 +161,9 @@ class Runner:
             if message.expires is not None and message.expires <= now:
                 job.outcome = Dropped("it expired before it could start", state=states.EXPIRED)
                 return job
+            if self.app.store is None and not self.eager and (message.join is not None or message.results is not None):
+                job.outcome = Dead("it belongs to a chord, and this worker has no store to count its members in: set CLOUDQ_STORE")
+                return job
             if message.eta is not None and message.eta > now:
                 job.outcome = Later(message.eta - now, "its time has not come")
                 return job
@@ -159,6 +181,47 @@ class Runner:
             return Dead(reason)
         return Later(min(max(1.0, (now - since) / 2), 60.0, left), reason, {"unknown_since": round(since, 3)})
 
+    def _wait_for_body(self, job: Job) -> Later | Dead:
+        """The message lies elsewhere: a host that does not fetch it sends it again."""
+        delivery = job.delivery
+        if claimcheck.of(self.app.broker) is None:
+            return self._wait_for_deploy(
+                job, "its body lies in an object store: name that place with bodies= in the URL of this broker too"
+            )
+        if delivery.group is None and delivery.receives > self.app.conf.crash_cap:
+            return Dead(f"crash loop: delivered {delivery.receives} times, and its body was never read")
+        job.elsewhere = True
+        return Later(BODY_DELAY, "its body could not be fetched")
+
+    async def fetch(self, job: Job) -> None:
+        """Get the message of a job that is ``elsewhere`` and decide again whether it may run.
+
+        Where it cannot be had now the job waits; where it is gone or wrong it is dead, and its claim with it: a redrive tries again.
+        """
+        checks, delivery, claim = claimcheck.of(self.app.broker), job.delivery, job.fields
+        if not job.elsewhere or checks is None or claim is None:
+            return
+        job.elsewhere = False
+        try:
+            delivery.body = await checks.collect(claim)
+            found = self.admit(delivery)
+        except (StoreUnavailable, ConfigError) as error:
+            logger.warning("%s waits: %s", job.label, error)
+            return
+        except (DecodeError, StoreError) as error:
+            job.outcome = Dead(f"its body could not be fetched: {error}")
+            return
+        except Exception:
+            logger.exception("%s waits: its body could not be fetched in an unforeseen way", job.label)
+            return
+        if found.fields is not None and claimcheck.is_claim(found.fields):
+            job.outcome = Dead("the body that its claim is for is a claim itself")
+            return
+        if found.message is not None and "dead" in claim and found.message.dead is None:
+            found.message = found.message.revived()
+        for name in Job.__slots__:
+            setattr(job, name, getattr(found, name))
+
     async def claim(self, job: Job) -> None:
         """Where the app has a store, take the right to run the job while its delivery is ours; sets ``job.outcome`` if it may not run.
 
@@ -169,6 +232,8 @@ class Runner:
             return
         owner = f"{self._name}:{next(self._claims)}"
         now, until, ttl = self.app.clock.time(), job.delivery.lease_until, self.app.conf.result_expires
+        if message.join is not None:
+            ttl = max(ttl, chords.KEPT)
         try:
             answer = await records.claim(
                 store, message, job.delivery.queue, owner=owner, now=now, until=until, ttl=ttl, ordered=job.ordered
@@ -181,10 +246,26 @@ class Runner:
             job.outcome = answer
             return
         job.claim = answer
+        if message.flow is not None:
+            await self._enter_flow(job, message, store)
         if job.ordered:
             job.message = message.copy(attempt=answer.value["attempt"])
             if (crashes := answer.value.get("crashes", 0)) >= self.app.conf.crash_cap:
                 job.outcome = Dead(f"crash loop: {crashes} runs ended without an outcome")
+
+    async def _enter_flow(self, job: Job, message: Message, store: Store) -> None:
+        """What a step of a workflow needs beside its claim: that nobody has revoked the whole, and the results that it begins with."""
+        assert message.flow is not None
+        try:
+            if message.flow != message.id and await records.is_revoked(store, message.flow):
+                job.outcome = Dropped("its workflow was revoked", state=states.REVOKED)
+            elif message.results is not None:
+                job.given = (await chords.results(store, message.results["chord"], message.results["of"]),)
+        except TaskFailed as missing:
+            job.outcome = Dead(f"a chord's body without its results: {missing}", state=states.FAILURE)
+        except StoreError as error:
+            logger.warning("%s waits: the store cannot be asked about its workflow: %s", job.label, error)
+            job.outcome = Later(STORE_DOWN_DELAY, "the store could not be reached")
 
     # ------------------------------------------------------------------ running
 
@@ -194,7 +275,7 @@ class Runner:
         assert task is not None
         try:
             args, kwargs = self._enter(job)
-            value = task.call(args, kwargs)
+            value = task.call(args, kwargs) if kwargs is not EACH else [task.call(each, {}) for each in args]
             outcome: Outcome = self._done(job, value)
         except BaseException as error:
             outcome = self.failed(job, error)
@@ -213,7 +294,7 @@ class Runner:
         try:
             async with limit:
                 args, kwargs = self._enter(job)
-                value = await task.call(args, kwargs)
+                value = await task.call(args, kwargs) if kwargs is not EACH else [await task.call(each, {}) for each in args]
             outcome: Outcome = self._done(job, value)
         except asyncio.CancelledError as error:
             if (own := asyncio.current_task()) is not None and own.cancelling():
@@ -230,7 +311,11 @@ class Runner:
         current.set(job)
         if job.timeout is not None:
             job.deadline = self.app.clock.time() + job.timeout
-        job.arguments = arguments = task.codec.decode(message.args, message.kwargs)
+        if "each" in message.fields:
+            arguments: tuple[Sequence[Any], Mapping[str, Any]] = [task.codec.decode(each, {})[0] for each in message.args], EACH
+        else:
+            arguments = task.codec.decode([*job.given, *message.args] if job.given else message.args, message.kwargs)
+        job.arguments = arguments
         if (made := job.made_request) is not None:
             made.args, made.kwargs = arguments
             made.deadline = job.deadline
@@ -258,10 +343,12 @@ class Runner:
     def _done(self, job: Job, value: object) -> Done | Dead:
         message, task = job.message, job.task
         assert message is not None and task is not None
-        wanted = message.link or ((job.claim is not None or job.recorded) and not (message.ignore_result or task.settings.ignore_result))
-        if not wanted:
+        wanted = (job.claim is not None or job.recorded) and not (message.ignore_result or task.settings.ignore_result)
+        if not wanted and not message.has_follow_ups:
             return NOTHING
         try:
+            if "each" in message.fields:
+                return Done([task.codec.encode_result(each) for each in cast("list[object]", value)])
             return Done(task.codec.encode_result(value))
         except ArgumentsError as error:  # running it again would do its work twice and give the same
             return Dead(f"its result cannot travel: {error}", Failure.of(error), states.FAILURE)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from cloudq import calls, records, states
+from cloudq import calls, follow, records, states
 from cloudq.broker import Outgoing
 from cloudq.errors import LeaseLost, MessageTooLarge
 from cloudq.message import DEAD_ATTRIBUTE as DEAD_ATTRIBUTE
@@ -36,7 +34,7 @@ class Verdict(Enum):
 
 def is_settled(job: Job, outcome: Outcome) -> bool:
     """Whether there is nothing to make durable: the task returned, and nobody wants its value."""
-    return job.claim is None and type(outcome) is Done and (job.message is None or not job.message.link)
+    return job.claim is None and type(outcome) is Done and (job.message is None or not job.message.has_follow_ups)
 
 
 def announce(job: Job, outcome: Outcome, took: float) -> None:
@@ -99,10 +97,12 @@ async def _done(app: CloudQ, job: Job, outcome: Done) -> Verdict:
         message, task = job.message, job.task
         assert message is not None and task is not None
         ignored = message.ignore_result or task.settings.ignore_result
-        value = None if ignored and not message.link else outcome.value
+        value = None if ignored and not message.has_follow_ups else outcome.value
         await job.claim.finish(states.SUCCESS, at=app.clock.time(), value=value, reason=None if outcome.kept else records.IGNORED)
-    if outcome.kept:
-        await _follow_up(app, job, outcome.value)
+    if job.message is not None and outcome.kept:
+        await follow.succeeded(app, job.message, outcome.value)
+    elif job.message is not None:
+        await follow.failed(app, job.message, job.delivery.queue, records.IGNORED, None, quiet=True)
     return Verdict.ACK
 
 
@@ -142,18 +142,23 @@ async def _dead(app: CloudQ, job: Job, outcome: Dead) -> Verdict:
     await _send_body(app, job, app.dead_letter_queue(queue), dead_letter(job.body, fields, note), note)
     if job.message is not None:
         await _finish(app, job, outcome.state, reason=outcome.reason, error=outcome.error)
-        await _error_links(app, job, outcome.reason, outcome.error.as_json() if outcome.error else None)
+        error = outcome.error.as_json() if outcome.error else None
+        await follow.failed(app, job.message, job.delivery.queue, outcome.reason, error)
     return Verdict.ACK
 
 
 async def _dropped(app: CloudQ, job: Job, outcome: Dropped) -> Verdict:
+    message, queue = job.message, job.delivery.queue
     if outcome.state is not None:
         await _finish(app, job, outcome.state, reason=outcome.why, error=None)
-        await _error_links(app, job, outcome.why, None)
+    if message is None:
+        return Verdict.ACK
+    if outcome.state is not None:
+        await follow.failed(app, message, queue, outcome.why, None)
     if outcome.follow_ups and outcome.ended is not None:
-        await _error_links(app, job, outcome.ended.get("reason", ""), outcome.ended.get("error"))
+        await follow.failed(app, message, queue, outcome.ended.get("reason", ""), outcome.ended.get("error"))
     elif outcome.follow_ups:
-        await _follow_up(app, job, outcome.value)
+        await follow.succeeded(app, message, outcome.value)
     return Verdict.ACK
 
 
@@ -163,40 +168,15 @@ async def _finish(app: CloudQ, job: Job, state: str, *, reason: str, error: Fail
         await job.claim.finish(state, at=app.clock.time(), reason=reason, error=error)
     elif store is not None and message is not None:
         await records.finish_unclaimed(
-            store, message, job.delivery.queue, state, at=app.clock.time(), ttl=app.conf.result_expires, reason=reason, error=error
+            store,
+            message,
+            job.delivery.queue,
+            state,
+            at=app.clock.time(),
+            ttl=app.conf.result_expires,
+            reason=reason,
+            error=error.as_json() if error else None,
         )
-
-
-async def _follow_up(app: CloudQ, job: Job, value: Any) -> None:
-    """Send what the message links to; ids are derived, so that doing it twice sends the same messages."""
-    message = job.message
-    if message is None or not message.link:
-        return
-    await _send_links(app, job, message.link, "link", value)
-
-
-async def _error_links(app: CloudQ, job: Job, reason: str, error: Mapping[str, Any] | None) -> None:
-    message = job.message
-    if message is None or not message.link_error:
-        return
-    told = {
-        "id": message.id,
-        "task": message.task,
-        "queue": job.delivery.queue,
-        "reason": reason,
-        "error": error,
-    }
-    await _send_links(app, job, message.link_error, "link_error", told)
-
-
-async def _send_links(app: CloudQ, job: Job, links: Sequence[Mapping[str, Any]], kind: str, value: Any) -> None:
-    message = job.message
-    assert message is not None
-    linked = [
-        calls.linked_message(app, link, id=derived_id(message.id, kind, index), parent=message, value=value)
-        for index, link in enumerate(links)
-    ]
-    await asyncio.gather(*(app.sender.asend(each.queue, each.outgoing, each.id) for each in linked))
 
 
 async def _send(app: CloudQ, job: Job, message: Message, delay: float) -> None:
@@ -221,6 +201,8 @@ def _possible(app: CloudQ, job: Job, delay: float) -> float:
     timer = app.timer
     if timer is not None:
         longest = max(longest, timer.limits.horizon)
+    if (checks := app.sender.checks) is not None:  # what has an eta is sent again then, and its body with it
+        longest = min(longest, checks.delay)
     if delay > longest:
         logger.warning("%s should wait %.0f s, but %.0f s is the longest delay here", job.label, delay, longest)
     return min(delay, longest)
@@ -234,10 +216,10 @@ async def _send_body(app: CloudQ, job: Job, queue: str, body: str, note: dict[st
             error[left_out] = "(left out: the message was too large)"
             fields = job.message.fields if job.message is not None else job.fields
             body = dead_letter(job.body, fields, {**note, "error": error})
-        if len(body) <= app.broker.limits.body:
+        if len(body) <= app.sender.most:
             break
     attributes: dict[str, str] = {}
-    if len(body) > app.broker.limits.body:
+    if len(body) > app.sender.most:
         body, attributes = job.body, {DEAD_ATTRIBUTE: dumps(note["reason"])[1:-1][:200]}
     outgoing = Outgoing(
         body=body,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -24,7 +25,7 @@ from typing import (
 )
 
 from cloudq.durations import Duration, seconds
-from cloudq.errors import ConfigError, NotBound, RetryRequested, StoreRequired
+from cloudq.errors import ArgumentsError, ConfigError, NotBound, RetryRequested, StoreRequired
 from cloudq.request import Request, current
 from cloudq.retry import NO_RETRY, Retry
 from cloudq.signature import CallOptions, Signature
@@ -33,6 +34,7 @@ from cloudq.values import ArgumentCodec, dumps
 if TYPE_CHECKING:
     from cloudq.app import CloudQ
     from cloudq.result import AsyncResult
+    from cloudq.workflow import Group
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -199,6 +201,23 @@ class Task(Generic[P, R]):
     def si(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]:
         """The call as a value that takes nothing from what it is linked to."""
         return Signature(self.name, args, kwargs, immutable=True, app=self.app)
+
+    def map(self, items: Iterable[Any]) -> Signature[list[R]]:
+        """One message that calls it with each item in turn: ``task.map(urls)``; its result is the list."""
+        return self.starmap((item,) for item in items)
+
+    def starmap(self, items: Iterable[Sequence[Any]]) -> Signature[list[R]]:
+        """``map`` for items that are lists of arguments: ``add.starmap([(1, 2), (3, 4)])``."""
+        return Signature(self.name, tuple(items), each=True, app=self.app)
+
+    def chunks(self, items: Iterable[Sequence[Any]], n: int) -> Group[list[R]]:
+        """A group of ``starmap``s of ``n`` items each; its result is a list of lists."""
+        if n < 1:
+            raise ArgumentsError(f"task {self.name!r}: chunks of {n} items; give 1 or more", task=self.name)
+        from cloudq.workflow import Group
+
+        rest = iter(items)
+        return Group([self.starmap(chunk) for chunk in iter(lambda: tuple(islice(rest, n)), ())])
 
     # ------------------------------------------------------------------ inside a run
 

@@ -144,7 +144,7 @@ def test_links_travel_with_their_queue_and_options_and_what_cannot_is_refused(ap
     assert first == {"task": "add", "queue": "default", "args": [10], "delay": 5.0, "expires": 60.0}
     assert second["immutable"] is True
     assert len(body["link_error"]) == 1
-    for refused in ({"task_id": "x"}, {"eta": datetime.now(UTC)}, {"after_commit": True}, {"expires": datetime.now(UTC)}):
+    for refused in ({"eta": datetime.now(UTC)}, {"after_commit": True}, {"expires": datetime.now(UTC)}):
         with pytest.raises(ArgumentsError, match=next(iter(refused))):
             add.options(link=add.s(1).set(**refused)).delay(1)  # type: ignore[typeddict-item]
     with pytest.raises(DelayError, match="the link to 'add'"):

@@ -39,7 +39,7 @@ DEFAULT: Final = Limits(
 DEDUP_SECONDS: Final = 300.0
 """How long a deduplication id is remembered, per group, as SQS FIFO does with ``DeduplicationScope=messageGroup``."""
 
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")  # named, and not "all but": that takes 3 ms to compile
 """What XML 1.0 has no character for; SQS refuses it (AWS SendMessage)."""
 
 

@@ -80,7 +80,7 @@ class Child:
             runner.notify(job, outcome)
         else:
             assert job.task is not None and job.request is not None
-            job.recorded = frame["recorded"]
+            job.recorded, job.given = frame["recorded"], frame["given"]
             if frame["reports"]:
                 job.request.report = lambda state, meta: self._report(run, state, meta)
             if job.task.is_async:

@@ -343,6 +343,7 @@ class ProcessExecutor:
                 "receives": delivery.receives,
                 "sent": delivery.sent,
                 "group": delivery.group,
+                "given": list(job.given),
                 "recorded": job.recorded or job.claim is not None,
                 "reports": request.report is not None,
             }

@@ -1,0 +1,155 @@
+"""Turns the steps of a workflow into what is to be sent now: one planner for callers and for the settling of a step. No I/O.
+
+A step travels as a JSON object: a linked call (``task``, ``queue``, …), or ``{"members": [[step, …], …]}``, whose branches run side by
+side; each may name its ``id`` and what follows it (``next``). Ids are given from the top: the last step of a chain has the chain's id,
+its earlier ones and the branches of a group have ids derived from it. So a repetition makes the same messages, and whoever knows the
+workflow and its id knows every id inside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from cloudq import calls, chords
+from cloudq.calls import NOTHING, Prepared
+from cloudq.message import Message, derived_id, new_id
+from cloudq.request import current
+from cloudq.result import AsyncResult, GroupResult
+from cloudq.signature import Canvas, Signature
+from cloudq.workflow import Chain, Group
+
+if TYPE_CHECKING:
+    from cloudq.app import CloudQ
+    from cloudq.store import Store
+
+Step: TypeAlias = Mapping[str, Any]
+"""As above; at the call a first step may be ``{"signature": Signature}``, which is checked and encoded as a call of its own."""
+
+
+@dataclass(slots=True)
+class Launch:
+    """What is to be made durable to start some steps, in this order: ``chords``, ``calls``, and then ``ended`` joins."""
+
+    app: CloudQ
+    parent: Message | None = None
+    """The message whose settling starts them; ``None`` at a call."""
+    flow: str | None = None
+    chords: list[tuple[str, dict[str, Any]]] = field(default_factory=lambda: [])
+    """Ids and documents of groups that are waited for."""
+    calls: list[Prepared] = field(default_factory=lambda: [])
+    ended: list[Mapping[str, Any]] = field(default_factory=lambda: [])
+    """Members of chords that are complete at once: groups without members."""
+
+    def start(
+        self,
+        steps: Sequence[Step],
+        id: str,
+        *,
+        value: object = NOTHING,
+        results: Mapping[str, Any] | None = None,
+        join: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Start a chain whose id is ``id``, with what goes before its first step's arguments: ``value``, or a chord's ``results``."""
+        first, *rest = _identified(steps, id)
+        if "members" not in first:
+            self._call(first, rest, value, results, join)
+            return
+        branches = cast("Sequence[Sequence[Step]]", first["members"])
+        chord = cast("str", first["id"])
+        waited_for = bool(rest) or join is not None
+        if waited_for:
+            document = {"of": len(branches), "next": rest, "join": join, "flow": self.flow, **self._lineage()}
+            self.chords.append((chord, {key: each for key, each in document.items() if each is not None}))
+        for index, branch in enumerate(branches):
+            member = {"chord": chord, "index": index, "of": len(branches)} if waited_for else None
+            self.start(branch, derived_id(chord, index), value=value, results=results, join=member)
+        if not branches and rest:
+            self.start(rest, id, value=[], join=join)
+        elif not branches and join is not None:
+            self.ended.append(join)
+
+    def _call(
+        self, step: Step, rest: Sequence[Step], value: object, results: Mapping[str, Any] | None, join: Mapping[str, Any] | None
+    ) -> None:
+        fields: dict[str, Any] = {"next": rest, "join": join, "flow": self.flow}
+        if results is not None and not step.get("immutable"):
+            fields["results"] = results
+        fields = {key: each for key, each in fields.items() if each}
+        signature = cast("Signature[Any] | None", step.get("signature"))
+        if signature is None:
+            parent = self.parent or Message({"id": self.flow, **self._lineage()})
+            self.calls.append(calls.linked_message(self.app, step, id=step["id"], parent=parent, value=value, fields=fields))
+            return
+        task = self.app.tasks.get(signature.task)
+        if self.flow is not None:
+            fields |= self._lineage()
+        options = {**signature.options, "task_id": step["id"]}
+        self.calls.append(
+            calls.prepare(
+                self.app,
+                signature.task,
+                task,
+                signature.args,
+                signature.kwargs,
+                cast("Any", options),
+                fields=fields,
+                each=signature.each,
+            )
+        )
+
+    def _lineage(self) -> dict[str, Any]:
+        """To which call the workflow's messages belong: the one that made it, else the workflow itself."""
+        if self.parent is not None:
+            return {"root": self.parent.root, "parent": self.parent.id}
+        run = current.get()
+        if run is not None and run.message is not None:
+            return {"root": run.message.root, "parent": run.message.id}
+        return {"root": self.flow}
+
+
+def plan(app: CloudQ, canvas: Canvas[Any], *, stored: bool = True) -> tuple[str, Launch]:
+    """Everything that calling ``canvas`` sends now, checked and encoded to its last step; and the id of its result.
+
+    Raises ArgumentsError, MessageTooLarge or DelayError as ``task.delay`` does, naming the task; StoreRequired for a chord without a store.
+    """
+    id = canvas.options.get("task_id") or new_id()
+    launch = Launch(app, flow=None if isinstance(canvas, Signature) else id)
+    launch.start(calls.steps_of(app, canvas, now=True), id)
+    waits = launch.chords or any("members" in step for call in launch.calls if call.message for step in call.message.next[:-1])
+    if stored and waits:
+        app.required_store("a chord (a group with a step after it)")
+    return id, launch
+
+
+async def note(store: Store, launch: Launch) -> None:
+    """Make the groups durable that are waited for; before any of their members is sent."""
+    if store.limits.local:
+        for id, document in launch.chords:
+            await chords.put(store, id, document)
+    else:
+        await asyncio.gather(*(chords.put(store, id, document) for id, document in launch.chords))
+
+
+def handle(app: CloudQ, canvas: Canvas[Any], id: str) -> AsyncResult[Any]:
+    """The result of a canvas that was called with ``id``."""
+    if isinstance(canvas, Group):
+        branches = cast("Sequence[Canvas[Any]]", canvas.branches)
+        return GroupResult(id, app, [handle(app, branch, derived_id(id, index)) for index, branch in enumerate(branches)])
+    if not isinstance(canvas, Chain):
+        return AsyncResult(id, app)
+    steps = canvas.steps
+    last: AsyncResult[Any] | None = None
+    for at, step in enumerate(steps):
+        own = id if at == len(steps) - 1 else step.options.get("task_id") or derived_id(id, "step", at)
+        result = handle(app, step, own)
+        result.parent, last = last, result
+    assert last is not None
+    return last
+
+
+def _identified(steps: Sequence[Step], id: str) -> list[Step]:
+    last = len(steps) - 1
+    return [step if "id" in step else {**step, "id": id if at == last else derived_id(id, "step", at)} for at, step in enumerate(steps)]
