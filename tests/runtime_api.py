@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 _ROOT = Path(__file__).parents[1]
+_INIT = 10.0
+"""Seconds that a runtime has to start and load its handler (AWS)."""
 ARN = "arn:aws:lambda:eu-west-1:123456789012:function:tests"
 
 
@@ -39,6 +41,7 @@ class Environment:
         self._process: subprocess.Popen[bytes] | None = None
         self._next: queue.SimpleQueue[tuple[str, float, bytes]] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[str, str, Any]] = queue.SimpleQueue()
+        self._asked = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Api", (_Api,), {"environment": self}))
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
@@ -48,6 +51,7 @@ class Environment:
         if self._process is None or self._process.poll() is not None:
             self._start()
         assert self._process is not None
+        self._await_init(self._process)
         id, deadline = str(uuid.uuid4()), time.time() + (timeout or self.timeout)
         self._next.put((id, deadline, json.dumps(event).encode()))
         while True:
@@ -66,6 +70,12 @@ class Environment:
                     raise FunctionError("Function.Error", payload)
                 return payload
 
+    def _await_init(self, process: subprocess.Popen[bytes]) -> None:
+        """The init phase has a time of its own, and none of the invocation's (AWS, "Lambda execution environment lifecycle")."""
+        end = time.monotonic() + _INIT
+        while not self._asked.wait(0.02) and self._answers.empty() and process.poll() is None and time.monotonic() < end:
+            pass
+
     def close(self) -> None:
         """End the process and the server."""
         self._end()
@@ -75,7 +85,7 @@ class Environment:
     def _start(self) -> None:
         self._end()
         self.starts += 1
-        self._next, self._answers = queue.SimpleQueue(), queue.SimpleQueue()
+        self._next, self._answers, self._asked = queue.SimpleQueue(), queue.SimpleQueue(), threading.Event()
         env = {
             **os.environ, **self._env, "AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{self._server.server_address[1]}",
             "AWS_LAMBDA_FUNCTION_NAME": "tests", "AWS_LAMBDA_FUNCTION_VERSION": "1", "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512",
@@ -98,6 +108,7 @@ class Environment:
     def next(self) -> tuple[str, float, bytes] | None:
         """The event that the runtime asks for; ``None`` once the runtime that asked is gone."""
         events, process = self._next, self._process
+        self._asked.set()
         while process is self._process:
             try:
                 return events.get(timeout=0.2)

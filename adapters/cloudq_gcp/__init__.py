@@ -1,1 +1,1 @@
-"""Google's adapter (Pub/Sub, Firestore, Cloud Tasks, Cloud Scheduler) comes with a later version; the name is held for it."""
+"""cloudq on Google Cloud: each module is an adapter, and importing one loads none of Google's libraries."""

@@ -113,8 +113,10 @@ CANVASES: dict[str, tuple[Callable[[Shop], Canvas[Any]], Any]] = {
     "chains in a group": (lambda s: group(s.add.s(1, 1) | s.mul.s(2), s.add.s(2, 2)), [4, 4]),
     "chains in a chord": (lambda s: group(s.add.s(1, 1) | s.mul.s(2) | s.add.s(1), s.add.s(2, 2)) | s.tsum.s(), 9),
     "chords in a chord": (
-        lambda s: group(group(s.add.s(1, 1), s.add.s(2, 2)) | s.tsum.s(), s.add.s(3, 3), s.add.s(0, 1) | group(s.add.s(1)) | s.tsum.s())
-        | s.tsum.s(),
+        lambda s: (
+            group(group(s.add.s(1, 1), s.add.s(2, 2)) | s.tsum.s(), s.add.s(3, 3), s.add.s(0, 1) | group(s.add.s(1)) | s.tsum.s())
+            | s.tsum.s()
+        ),
         14,
     ),
     "group in a group": (lambda s: group(group(s.add.s(1, 1), s.add.s(2, 2)), s.add.s(3, 3)), [[2, 4], 6]),
