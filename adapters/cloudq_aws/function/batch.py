@@ -348,12 +348,14 @@ class Batch:
     def _give_back(self, records: Iterable[_Record]) -> None:
         """Make visible at once what was not begun.
 
-        Each delivery counts at the queue, and too many look like a crash loop: a record near the cap is sent again instead.
+        Each delivery counts at the queue, and too many look like a crash loop: from the second time on a record is sent again instead,
+        with the strikes that it has.
         """
         left = [record for record in records if record.verdict is None]
         for record in left:
-            if not record.job.ordered and record.strikes >= self._app.conf.crash_cap - 1:
-                self._conclude(record, Later(0.0, "the function's time was over before it could start"), ran=False)
+            if not record.job.ordered and record.strikes:
+                why = "the function's time was over before it could start"
+                self._conclude(record, Later(0.0, why, {"crashes": record.strikes}), ran=False)
         self._await_settling(left)
         left = [record for record in left if record.verdict is None]
         claims = [record.job.claim for record in left if record.job.claim is not None]
