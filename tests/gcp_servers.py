@@ -1,0 +1,199 @@
+"""Google's Pub/Sub and Firestore emulators as session fixtures; the processes of one pytest-xdist run share them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+import pytest
+
+from tests.servers import free_port, missing
+
+_FOREIGN = (
+    "CLOUDSDK_CONFIG",
+    "CLOUDSDK_CORE_PROJECT",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "GOOGLE_CLOUD_PROJECT",
+    "GCLOUD_PROJECT",
+    "grpc_proxy",
+    "http_proxy",
+    "https_proxy",
+)
+"""What would lead Google's libraries to the settings of the person who runs the tests, or past the emulator."""
+
+PROJECT = "cloudq-test"
+
+_JVM = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+"""A server for tests starts often, shares two cores, and lives for minutes."""
+
+
+@dataclass(frozen=True)
+class Emulator:
+    """A running emulator of Google's. ``address`` is ``host:port``."""
+
+    variable: str
+    address: str
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment that leads Google's libraries to it."""
+        return {self.variable: self.address, "GOOGLE_CLOUD_PROJECT": PROJECT}
+
+
+class PubSubServer(Emulator):
+    """The Pub/Sub emulator, with what tests do beside cloudq: making topics and subscriptions, and looking into them."""
+
+    @cached_property
+    def publisher(self) -> Any:
+        """A plain client."""
+        return self._client("PublisherGrpcTransport", "PublisherClient")
+
+    @cached_property
+    def subscriber(self) -> Any:
+        """A plain client."""
+        return self._client("SubscriberGrpcTransport", "SubscriberClient")
+
+    def _client(self, transport: str, client: str) -> Any:
+        import grpc
+        from google.pubsub_v1.services import publisher, subscriber
+
+        service: Any = publisher if client.startswith("Publisher") else subscriber
+        channel = grpc.insecure_channel(self.address, options=[("grpc.enable_http_proxy", 0)])
+        return getattr(service, client)(transport=getattr(service.transports, transport)(channel=channel))
+
+    def make_queue(
+        self,
+        name: str,
+        *,
+        lease: int = 10,
+        ordered: bool = False,
+        exactly_once: bool = False,
+        dead_letter: str | None = None,
+        max_receives: int = 100,
+    ) -> str:
+        """Create a topic and a subscription of one name, and the dead-letter pair that it names; return the name."""
+        topic, subscription = self.topic(name), self.subscription(name)
+        request: dict[str, Any] = {
+            "name": subscription,
+            "topic": topic,
+            "ack_deadline_seconds": lease,
+            "enable_message_ordering": ordered,
+            "enable_exactly_once_delivery": exactly_once,
+        }
+        if dead_letter is not None:
+            self.make_queue(dead_letter, lease=lease)
+            request["dead_letter_policy"] = {"dead_letter_topic": self.topic(dead_letter), "max_delivery_attempts": max_receives}
+        self.publisher.create_topic(request={"name": topic})
+        self.subscriber.create_subscription(request=request)
+        return name
+
+    def topic(self, name: str) -> str:
+        """The full name of a topic."""
+        return f"projects/{PROJECT}/topics/{name}"
+
+    def subscription(self, name: str) -> str:
+        """The full name of a subscription."""
+        return f"projects/{PROJECT}/subscriptions/{name}"
+
+    def close(self) -> None:
+        """Close the plain clients."""
+        for client in ("publisher", "subscriber"):
+            if client in self.__dict__:
+                self.__dict__.pop(client).transport.close()
+
+
+def _sdk() -> Path:
+    gcloud = which("gcloud")
+    roots = [Path(gcloud).resolve().parents[1]] if gcloud else []
+    return next((root for root in [*roots, Path("/usr/lib/google-cloud-sdk")] if (root / "platform").is_dir()), Path("/nonexistent"))
+
+
+def _command(component: str, jar: str, *main: str) -> list[str]:
+    """How an emulator is started; without gcloud's wrapper, which leaves its Java behind when it is killed."""
+    package = f"google-cloud-cli-{component.removeprefix('cloud-')}"
+    jars = sorted((_sdk() / "platform" / component).glob(jar))
+    if not jars or which("java") is None:
+        missing(f"the {component}", f"install Java, and {package} from Google's Debian repository")
+    return ["java", *_JVM, *(["-cp", str(jars[-1]), *main] if main else ["-jar", str(jars[-1])])]
+
+
+@contextmanager
+def shared(name: str, command: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The ``host:port`` of a server that all processes of this run share; ``command`` is given ``--host`` and ``--port``."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    folder.mkdir(exist_ok=True)
+    ready = folder / "ready"
+    keeper = None
+    with (folder / "users").open("ab") as users:
+        with (folder / "starting").open("ab") as starting:
+            fcntl.flock(starting, fcntl.LOCK_EX)
+            fcntl.flock(users, fcntl.LOCK_SH)
+            if not ready.exists():
+                port = free_port()
+                keep = [sys.executable, str(Path(__file__).with_name("keeper.py")), str(folder), f"http://127.0.0.1:{port}"]
+                keeper = subprocess.Popen([*keep, *command, "--host=127.0.0.1", f"--port={port}"], stdin=subprocess.DEVNULL)
+                while not ready.exists() and keeper.poll() is None:
+                    time.sleep(0.02)
+        if not ready.exists():
+            pytest.fail(f"{name} did not start; it wrote:\n{(folder / 'log').read_text(errors='replace')[-2000:]}")
+        yield ready.read_text().removeprefix("http://")
+    if keeper is not None:
+        with suppress(subprocess.TimeoutExpired):  # others may go on for long; then it ends by itself when they let go
+            keeper.wait(60)
+
+
+@pytest.fixture(scope="session")
+def pubsub_emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PubSubServer]:
+    """Google's Pub/Sub emulator."""
+    if find_spec("google") is None or find_spec("google.pubsub_v1") is None:
+        missing("Google's Pub/Sub client", "pip install google-cloud-pubsub")
+    command = _command("pubsub-emulator", "lib/cloud-pubsub-emulator-*-all.jar")
+    with shared("pubsub", command, tmp_path_factory) as address:
+        server = PubSubServer("PUBSUB_EMULATOR_HOST", address)
+        try:
+            yield server
+        finally:
+            server.close()
+
+
+@pytest.fixture(scope="session")
+def firestore_emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    """Google's Firestore emulator."""
+    main = ("com.google.cloud.datastore.emulator.firestore.CloudFirestore", "start")
+    command = _command("cloud-firestore-emulator", "cloud-firestore-emulator.jar", *main)
+    with shared("firestore", command, tmp_path_factory) as address:
+        yield Emulator("FIRESTORE_EMULATOR_HOST", address)
+
+
+@pytest.fixture
+def pubsub(pubsub_emulator: PubSubServer, monkeypatch: pytest.MonkeyPatch) -> PubSubServer:
+    """The Pub/Sub emulator, with this process's environment leading to it."""
+    lead(pubsub_emulator.env, monkeypatch)
+    return pubsub_emulator
+
+
+@pytest.fixture
+def firestore(firestore_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    """The Firestore emulator, with this process's environment leading to it."""
+    lead(firestore_emulator.env, monkeypatch)
+    return firestore_emulator
+
+
+def lead(env: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make ``env`` the Google settings of this process until the test ends; two emulators may be in use at once."""
+    for name in _FOREIGN:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
