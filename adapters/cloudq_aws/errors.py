@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 from cloudq.errors import AdapterMissing, BrokerError, BrokerUnavailable, CloudQError, ConfigError, QueueNotFound, SeamError
 
@@ -43,8 +42,7 @@ _CREDENTIALS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """An error that AWS answered with. ``tried`` says in words what was asked; ``response`` is the SDK's."""
 
     action: str
@@ -54,8 +52,7 @@ class Refusal:
     response: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Service:
+class Service(NamedTuple):
     """What the failures of one AWS service become."""
 
     name: str
@@ -80,15 +77,13 @@ def short_code(code: object) -> str:
     return str(code).rpartition(".")[2]
 
 
-@contextmanager
-def mapped(action: str, queue: str) -> Generator[None]:
+def mapped(action: str, queue: str) -> AbstractContextManager[None]:
     """Turn what ``action`` (``SendMessageBatch``) on ``queue`` raises into cloudq's errors, ``raise … from``.
 
     Unreachable, no answer in time, throttled or failing inside AWS: BrokerUnavailable. No such queue: QueueNotFound. No
     credentials, profile or region: ConfigError. Refused for its content: RequestRefused. The rest: BrokerError.
     """
-    with mapped_to(_SQS, action, f"{action} on queue {queue!r}"):
-        yield
+    return mapped_to(_SQS, action, f"{action} on queue {queue!r}")
 
 
 @contextmanager

@@ -19,7 +19,6 @@ import threading
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any, Final, cast
@@ -69,7 +68,7 @@ class SQSServer:
         clock: Clock | None = None,
     ) -> None:
         # A FIFO queue may have a delay of its own, and then every message of it has one.
-        self.broker: Final = broker or MemoryBroker(clock=clock, limits=replace(DEFAULT, ordered_delay=True))
+        self.broker: Final = broker or MemoryBroker(clock=clock, limits=DEFAULT._replace(ordered_delay=True))
         self.latency = latency
         self._service: Final = Service(self.broker, None if lie is None else LyingBroker(self.broker, lie), fail_every=fail_every)
         self._host = host

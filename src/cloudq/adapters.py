@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from importlib import import_module
-from typing import TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from cloudq.broker import Broker
-from cloudq.clock import Clock
 from cloudq.durations import seconds
 from cloudq.errors import AdapterMissing, ConfigError
-from cloudq.store import Store
-from cloudq.timer import Timer
+
+if TYPE_CHECKING:
+    from cloudq.broker import Broker
+    from cloudq.clock import Clock
+    from cloudq.keys import KeyService
+    from cloudq.store import Store
+    from cloudq.timer import Timer
 
 GROUP = "cloudq.adapters"
 """The entry point group; an entry's name is a URL scheme, its object an Adapter."""
@@ -25,6 +27,7 @@ _SHIPPED = {
     "sqs": "cloudq_aws.sqs:adapter",
     "dynamodb": "cloudq_aws.dynamodb:adapter",
     "eventbridge": "cloudq_aws.scheduler:adapter",
+    "kms": "cloudq_aws.kms:adapter",
     "pubsub": "cloudq_gcp.pubsub:adapter",
     "firestore": "cloudq_gcp.firestore:adapter",
     "cloudtasks": "cloudq_gcp.timer:adapter",
@@ -36,8 +39,7 @@ _EXTRAS = {"cloudq_aws": "aws", "cloudq_gcp": "gcp"}
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Location:
+class Location(NamedTuple):
     """A parsed adapter URL: ``scheme://host/path?option=value``."""
 
     scheme: str
@@ -83,8 +85,7 @@ class Location:
             raise ConfigError(f"option {name} of the {self.scheme}:// URL: {error}") from error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterContext:
+class AdapterContext(NamedTuple):
     """What an adapter is told beside the URL."""
 
     app: str
@@ -94,13 +95,14 @@ class AdapterContext:
     """For a timer: the app's broker, where it is open in this process."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Adapter:
+class Adapter(NamedTuple):
     """What a provider offers under one scheme. The functions only build; nothing connects until the first call."""
 
     broker: Callable[[Location, AdapterContext], Broker] | None = None
     store: Callable[[Location, AdapterContext], Store] | None = None
     timer: Callable[[Location, AdapterContext], Timer] | None = None
+    keys: Callable[[Location], KeyService] | None = None
+    """For encryption: the master key that the Location names."""
     serve: Callable[[Broker, Location], AbstractContextManager[str]] | None = None
     """Serve a broker of this process at the Location's host and port, in the provider's own protocol; the context is the endpoint."""
 
@@ -143,6 +145,15 @@ def open_store(url: str, context: AdapterContext) -> Store:
 def open_timer(url: str, context: AdapterContext) -> Timer:
     """Build the timer of a URL."""
     return _open(url, context, "timer", lambda adapter: adapter.timer)
+
+
+def open_keys(url: str) -> KeyService:
+    """Build the key service of a URL."""
+    location = Location.parse(url)
+    build = find(location.scheme).keys
+    if build is None:
+        raise ConfigError(f"{location.scheme}:// is no key service; use kms://region/alias/name, or a key itself")
+    return build(location)
 
 
 def serve(url: str, broker: Broker) -> AbstractContextManager[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from cloudq.errors import LeaseLost, QueueNotFound, SendError, SettleError
 
@@ -23,8 +23,7 @@ __all__ = [
 EMPTY: Mapping[str, str] = {}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Limits(NamedTuple):
     """What a broker can do. The core adapts to these values, never to a broker's name. Times in seconds, sizes in bytes."""
 
     batch: int
@@ -45,12 +44,16 @@ class Limits:
     """The longest a single extend may ask for, counted from the call."""
     max_lease: float
     """The longest a delivery can be held in all, counted from receive, however often it is extended."""
+    hold: float = 0.0
+    """For a broker without delays: how long a host that keeps leases may hold a message that is not due, its eta in the message."""
     ordering: bool = False
     """Whether ``Outgoing.group`` keeps the order of a group (at least on some queues)."""
     ordered_delay: bool = False
     """Whether a message with a group may also have a delay."""
     receives: bool = True
     """Whether ``Delivery.receives`` is counted."""
+    counts: bool = True
+    """Whether ``stats`` counts; where not, it says only that the queue is there."""
     local: bool = False
     """Whether no call ever suspends but a receive that waits: the core then calls in the caller's own thread."""
 
@@ -96,12 +99,11 @@ class Delivery:
     attributes: Mapping[str, str] = field(default_factory=lambda: EMPTY)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueueStats:
+class QueueStats(NamedTuple):
     """Approximate counts, as the provider gives them; ``None`` where it gives none."""
 
-    ready: int
-    in_flight: int
+    ready: int | None
+    in_flight: int | None
     delayed: int | None = None
     oldest: float | None = None
     """Age in seconds of the oldest message that can be received."""

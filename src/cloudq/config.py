@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from cloudq.durations import seconds
 from cloudq.errors import ConfigError
@@ -15,8 +15,7 @@ AfterCommit = Callable[[Callable[[], None]], Any]
 Router = Callable[[str], "str | None"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Queue:
+class Queue(NamedTuple):
     """A queue that the app uses. ``dead_letter``: where its dead letters go; by default ``name-dlq`` (``name-dlq.fifo``)."""
 
     name: str

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import traceback as _traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from cloudq import states
 
@@ -16,8 +16,7 @@ MAX_TRACEBACK: Final = 8_000
 """Characters of an error's message and traceback that are kept: the traceback's end says most, so its beginning goes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """An exception as it travels: names and text, nothing to unpickle."""
 
     type: str
@@ -50,16 +49,14 @@ def _clean(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(NamedTuple):
     """The task returned. ``value`` is its result as JSON values; ``kept`` is false for ``Ignore``."""
 
     value: Any = None
     kept: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Again:
+class Again(NamedTuple):
     """It failed and may retry: attempt + 1 is sent with ``delay`` seconds."""
 
     delay: float
@@ -67,17 +64,18 @@ class Again:
     crashed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Later:
+NO_CHANGES: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
+class Later(NamedTuple):
     """Not now: the same attempt is sent again with ``delay`` seconds. ``changes`` are fields that it then carries."""
 
     delay: float
     why: str
-    changes: dict[str, Any] = field(default_factory=lambda: {})
+    changes: Mapping[str, Any] = NO_CHANGES
 
 
-@dataclass(frozen=True, slots=True)
-class Dead:
+class Dead(NamedTuple):
     """No more tries: to the dead-letter queue with ``reason``; ``state`` is FAILURE or DEAD."""
 
     reason: str
@@ -85,8 +83,7 @@ class Dead:
     state: str = states.DEAD
 
 
-@dataclass(frozen=True, slots=True)
-class Dropped:
+class Dropped(NamedTuple):
     """Nothing to do: revoked, expired, superseded, or a duplicate of finished work.
 
     ``state`` is what the result then says (``None``: it stays as it is); ``follow_ups`` whether those of the finished work are sent again:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from cloudq.errors import Conflict, DocumentTooLarge
 
@@ -32,8 +31,7 @@ KINDS: Final = ("task", "claim", "chord", "limit", "pause", "worker", "event", "
 """The kinds of documents that the core writes. ``list`` serves these, and a driver may keep an index for each."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreLimits:
+class StoreLimits(NamedTuple):
     """What a store can do; sizes in bytes."""
 
     value: int
@@ -46,8 +44,7 @@ class StoreLimits:
     """Whether no call ever suspends: the core then calls in the caller's own thread."""
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(NamedTuple):
     """What is stored under a kind and key. ``version`` changes with every put; it is opaque."""
 
     value: Value
@@ -56,8 +53,7 @@ class Document:
     """Unix time in seconds after which the document counts as gone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(NamedTuple):
     """A part of a listing: keys with documents, and the cursor for the next page (``None`` at the end)."""
 
     items: Sequence[tuple[str, Document]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from cloudq.broker import Outgoing
 from cloudq.errors import TimerError
@@ -12,8 +12,7 @@ from cloudq.errors import TimerError
 __all__ = ["Schedule", "Timer", "TimerError", "TimerLimits", "Trigger"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TimerLimits:
+class TimerLimits(NamedTuple):
     """What a timer can do; seconds."""
 
     horizon: float

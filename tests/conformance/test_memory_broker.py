@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -41,7 +40,7 @@ class TestMemoryBroker(BrokerConformance):
 
 
 def _broker(*, clock: ManualClock | None = None, **options: float) -> MemoryBroker:
-    broker = MemoryBroker(clock=clock or ManualClock(), limits=replace(DEFAULT, **options))  # type: ignore[arg-type]
+    broker = MemoryBroker(clock=clock or ManualClock(), limits=DEFAULT._replace(**options))  # type: ignore[arg-type]
     broker.create_queue("q", dead_letter="dead", max_receives=2)
     return broker
 

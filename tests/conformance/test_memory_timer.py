@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from dataclasses import replace
 
 import pytest
 
@@ -169,7 +168,7 @@ def test_alarms_do_not_pile_up() -> None:
 
 def test_it_needs_a_local_broker() -> None:
     with pytest.raises(ConfigError, match="memory broker only"):
-        MemoryTimer(MemoryBroker(limits=replace(DEFAULT, local=False)), ManualClock())
+        MemoryTimer(MemoryBroker(limits=DEFAULT._replace(local=False)), ManualClock())
 
 
 @pytest.mark.parametrize("url", ["memory://", "memory://name", "memory://?lie=1"])

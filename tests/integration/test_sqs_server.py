@@ -15,7 +15,6 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -811,7 +810,7 @@ def test_a_port_that_is_taken_is_said() -> None:
 
 def test_a_broker_of_smaller_batches_cannot_be_served() -> None:
     with pytest.raises(ConfigError):
-        SQSServer(MemoryBroker(limits=replace(DEFAULT, batch=3)))
+        SQSServer(MemoryBroker(limits=DEFAULT._replace(batch=3)))
 
 
 def test_the_command_prints_the_endpoint_makes_queues_and_ends_on_sigterm() -> None:

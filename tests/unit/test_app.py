@@ -7,7 +7,6 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -368,7 +367,7 @@ def test_a_store_that_is_slow_does_not_fail_an_accepted_batch() -> None:
     class Slow(MemoryStore):
         @property
         def limits(self) -> StoreLimits:
-            return replace(super().limits, local=False)
+            return super().limits._replace(local=False)
 
         async def put(self, *args: Any, **kwargs: Any) -> str:
             await asyncio.sleep(60)

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,7 +65,7 @@ class Narrow(MemoryBroker):
     """A memory broker with small messages that counts requests, reached like one in a cloud."""
 
     def __init__(self, clock: ManualClock, checks: ClaimChecks | None) -> None:
-        super().__init__(clock=clock, limits=replace(MemoryBroker().limits, local=False, body=LIMIT, batch_bytes=LIMIT, batch=10))
+        super().__init__(clock=clock, limits=MemoryBroker().limits._replace(local=False, body=LIMIT, batch_bytes=LIMIT, batch=10))
         self.claim_checks = checks
         self.asked: list[str] = []
         self.sent: list[list[Outgoing]] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import pytest
 
@@ -23,7 +22,7 @@ class FakeBroker:
     """Only receives: each call asks ``answer``, which may raise. Counts how many receives are out at once."""
 
     def __init__(self, answer: Callable[[int], object]) -> None:
-        self.limits = replace(DEFAULT, local=False)
+        self.limits = DEFAULT._replace(local=False)
         self.answer = answer
         self.asked: list[int] = []
         self.waits: list[float] = []

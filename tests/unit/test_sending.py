@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -35,7 +34,7 @@ class FakeBroker:
     """Over a network: every send suspends. ``answer(call number, bodies)`` may raise, answer, or return ``None`` to hang."""
 
     def __init__(self, answer: Callable[[int, list[str]], Reply | None] | None = None, limits: Limits | None = None) -> None:
-        self.limits = limits or replace(DEFAULT, local=False)
+        self.limits = limits or DEFAULT._replace(local=False)
         self.answer = answer or (lambda number, bodies: [None] * len(bodies))
         self.batches: list[list[str]] = []
         self.taken: list[str] = []
@@ -248,7 +247,7 @@ def test_it_sends_again_after_the_io_thread_was_closed_in_the_middle_of_a_reques
 
 
 def test_batches_keep_to_the_brokers_limits_of_count_and_bytes(io: IOThread) -> None:
-    broker = FakeBroker(limits=replace(DEFAULT, local=False, batch=4, batch_bytes=100))
+    broker = FakeBroker(limits=DEFAULT._replace(local=False, batch=4, batch_bytes=100))
     assert _sender(io, broker).send_many([Entry("q", _out("x" * 30), str(i)) for i in range(10)]) == {}
     assert all(len(batch) <= 3 for batch in broker.batches)
     assert len(broker.taken) == 10
@@ -294,7 +293,7 @@ def test_a_delay_beyond_the_broker_goes_by_the_timer_or_is_refused_naming_the_ca
 
 
 def test_a_message_over_the_brokers_size_is_refused_in_bytes_not_characters(io: IOThread) -> None:
-    broker = FakeBroker(limits=replace(DEFAULT, local=False, body=10))
+    broker = FakeBroker(limits=DEFAULT._replace(local=False, body=10))
     sender = _sender(io, broker)
     sender.check(_out("x" * 10), what="t")
     with pytest.raises(MessageTooLarge):
@@ -303,7 +302,7 @@ def test_a_message_over_the_brokers_size_is_refused_in_bytes_not_characters(io: 
 
 
 def test_an_ordering_key_is_refused_where_the_broker_keeps_no_order(io: IOThread) -> None:
-    broker = FakeBroker(limits=replace(DEFAULT, local=False, ordering=False))
+    broker = FakeBroker(limits=DEFAULT._replace(local=False, ordering=False))
     with pytest.raises(SendError, match="ordering_key"):
         _sender(io, broker).check(_out("x", group="g"), what="t")
 

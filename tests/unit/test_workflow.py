@@ -305,7 +305,7 @@ def test_members_that_the_broker_refuses_are_named() -> None:
 
 def test_a_broker_that_lies_changes_no_result() -> None:
     for seed in range(4):
-        shop = Shop(broker=LyingBroker(MemoryBroker(lease=1.0), seed, Lies(duplicate=0.2, reorder=0.3, expire=0.1)))
+        shop = Shop(broker=LyingBroker(MemoryBroker(lease=1.0), seed, Lies(duplicate=0.2, reorder=0.3, expire=0.1)), crash_cap=100)
         results = [(group(shop.add.s(i, i) for i in range(12)) | shop.tsum.s() | shop.add.s(1)).delay() for _ in range(10)]
         worker = Worker(shop.app, WorkerOptions(wait=0.1))
         worker.start()

@@ -8,9 +8,8 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 MARGIN: Final = 1.0
 """Seconds that are kept for settling before the function's time is over; of a very short time, half."""
@@ -24,8 +23,7 @@ class LambdaContext(Protocol):
     def get_remaining_time_in_millis(self) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
-class TimeLeft:
+class TimeLeft(NamedTuple):
     """When the function's time is over, and from when it only settles (``time.monotonic()``)."""
 
     end: float

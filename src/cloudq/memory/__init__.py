@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TypeVar
 
 from cloudq.adapters import Adapter, AdapterContext, Location
@@ -48,8 +47,7 @@ def _open_broker(location: Location, context: AdapterContext) -> Broker:
     location.allow("lease", "batch", "receive", "lie")
 
     def build() -> Broker:
-        limits = replace(
-            DEFAULT,
+        limits = DEFAULT._replace(
             lease=location.seconds("lease", DEFAULT.lease),
             batch=location.number("batch", DEFAULT.batch),
             receive=location.number("receive", DEFAULT.receive),

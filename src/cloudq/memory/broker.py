@@ -11,7 +11,6 @@ import threading
 from bisect import insort
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Final
 
 from cloudq.broker import Delivery, Limits, Outgoing, QueueStats
@@ -105,7 +104,7 @@ class MemoryBroker:
 
     def __init__(self, *, clock: Clock | None = None, limits: Limits = DEFAULT, lease: float | None = None) -> None:
         """``lease`` is ``limits.lease`` in seconds, for short."""
-        self.limits: Final = limits if lease is None else replace(limits, lease=lease)
+        self.limits: Final = limits if lease is None else limits._replace(lease=lease)
         self.clock: Final[Clock] = clock or SystemClock()
         self._lock = threading.RLock()  # reentrant: the collector may close a waiting receive while we hold it
         self._queues: dict[str, _Queue] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from dataclasses import fields
 from typing import Any, Final, cast
 
 from cloudq.outcome import Again, Dead, Done, Dropped, Failure, Later, Outcome
@@ -54,9 +53,11 @@ def _exactly(connection: socket.socket, count: int) -> bytes | None:
 
 def pack(outcome: Outcome) -> dict[str, Any]:
     """An outcome as JSON values."""
-    packed = {field.name: getattr(outcome, field.name) for field in fields(outcome)}
+    packed = outcome._asdict()
     if isinstance(packed.get("error"), Failure):
         packed["error"] = packed["error"].as_json()
+    if "changes" in packed:
+        packed["changes"] = dict(packed["changes"])
     return {"kind": type(outcome).__name__, **packed}
 
 
