@@ -48,7 +48,7 @@ requirements: .venv/.installed ## pin requirements/*.txt anew from pyproject.tom
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(ARGS) \
 		pyproject.toml --extra aws --extra cli --group dev --output-file requirements/dev.txt >/dev/null
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(ARGS) \
-		pyproject.toml --extra aws --extra cli --group build --group demo --output-file requirements/demo.txt >/dev/null
+		pyproject.toml --extra aws --extra cli --group build --output-file requirements/demo.txt >/dev/null
 
 setup: .venv/.installed ## make .venv, with everything the suite and the checks need
 

@@ -55,8 +55,7 @@ def hand_over(kind: str, job: Job, at_once: int) -> float:
                 loop.call_soon_threadsafe(all_in.set)
 
         idle = cast("Any", Idle())
-        threads = ThreadExecutor(idle, at_once, complete) if kind == "sync" else None
-        executor = threads or LoopExecutor(idle, complete)
+        executor = ThreadExecutor(idle, at_once, complete) if kind == "sync" else LoopExecutor(idle, at_once, complete)
         times: list[float] = []
         for _ in range(TRIES):
             began = time.perf_counter()
@@ -66,9 +65,6 @@ def hand_over(kind: str, job: Job, at_once: int) -> float:
                 for _ in range(at_once):
                     executor.submit(Flight(job))
                 await all_in.wait()
-                if threads is not None:
-                    for _ in range(at_once):
-                        threads.finished()
             times.append(time.perf_counter() - began)
         executor.close()
         return min(times) / COUNT * 1e6

@@ -1,12 +1,14 @@
-"""Google's Pub/Sub and Firestore emulators as session fixtures; the processes of one pytest-xdist run share them."""
+"""Emulators of Pub/Sub, Firestore and Cloud Storage as session fixtures; the processes of one pytest-xdist run share them."""
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,10 +17,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
-from tests.servers import free_port, missing
+from tests.servers import free_port, missing, unique
 
 _FOREIGN = (
     "CLOUDSDK_CONFIG",
@@ -98,6 +101,21 @@ class PubSubServer(Emulator):
         self.subscriber.create_subscription(request=request)
         return name
 
+    def bodies(self, name: str) -> list[str]:
+        """What can be received from the queue now, acked."""
+        from google.api_core.exceptions import DeadlineExceeded
+
+        subscription, found = self.subscription(name), list[str]()
+        while True:
+            try:
+                received = self.subscriber.pull(subscription=subscription, max_messages=1000, timeout=1.0, retry=None).received_messages
+            except DeadlineExceeded:
+                return found
+            if not received:
+                return found
+            found += [each.message.data.decode() for each in received]
+            self.subscriber.acknowledge(subscription=subscription, ack_ids=[each.ack_id for each in received])
+
     def topic(self, name: str) -> str:
         """The full name of a topic."""
         return f"projects/{PROJECT}/topics/{name}"
@@ -111,6 +129,39 @@ class PubSubServer(Emulator):
         for client in ("publisher", "subscriber"):
             if client in self.__dict__:
                 self.__dict__.pop(client).transport.close()
+
+
+class StorageServer(Emulator):
+    """An emulator of Google Cloud Storage, with what tests do beside cloudq. ``address`` is a URL: so Google's libraries want it."""
+
+    def make_bucket(self) -> str:
+        """Create a bucket; return its name."""
+        name = unique("bodies")
+        self._ask("POST", f"/storage/v1/b?project={PROJECT}", json.dumps({"name": name}).encode())
+        return name
+
+    def objects(self, bucket: str) -> list[str]:
+        """The names of what is in a bucket."""
+        return [found["name"] for found in json.loads(self._ask("GET", f"/storage/v1/b/{bucket}/o")).get("items", ())]
+
+    def read(self, bucket: str, name: str) -> bytes:
+        """What an object holds."""
+        return self._ask("GET", f"/download/storage/v1/b/{bucket}/o/{quote(name, safe='')}?alt=media")
+
+    def write(self, bucket: str, name: str, body: bytes) -> None:
+        """Put something else there."""
+        self._ask("POST", f"/upload/storage/v1/b/{bucket}/o?uploadType=media&name={quote(name, safe='')}", body)
+
+    def delete(self, bucket: str, name: str) -> None:
+        """Take an object away."""
+        self._ask("DELETE", f"/storage/v1/b/{bucket}/o/{quote(name, safe='')}")
+
+    def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        kind = "application/octet-stream" if path.startswith("/upload/") else "application/json"  # a JSON upload it takes for a request
+        request = urllib.request.Request(self.address + path, body, {"Content-Type": kind}, method=method)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            found: bytes = answer.read()
+            return found
 
 
 def _sdk() -> Path:
@@ -143,7 +194,9 @@ def shared(name: str, command: Sequence[str], tmp_path_factory: pytest.TempPathF
             if not ready.exists():
                 port = free_port()
                 keep = [sys.executable, str(Path(__file__).with_name("keeper.py")), str(folder), f"http://127.0.0.1:{port}"]
-                keeper = subprocess.Popen([*keep, *command, "--host=127.0.0.1", f"--port={port}"], stdin=subprocess.DEVNULL)
+                keeper = subprocess.Popen(
+                    [*keep, *command, "--host=127.0.0.1", f"--port={port}"], stdin=subprocess.DEVNULL, start_new_session=True
+                )
                 while not ready.exists() and keeper.poll() is None:
                     time.sleep(0.02)
         if not ready.exists():
@@ -175,6 +228,23 @@ def firestore_emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emu
     command = _command("cloud-firestore-emulator", "cloud-firestore-emulator.jar", *main)
     with shared("firestore", command, tmp_path_factory) as address:
         yield Emulator("FIRESTORE_EMULATOR_HOST", address)
+
+
+@pytest.fixture(scope="session")
+def storage_emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StorageServer]:
+    """An emulator of Google Cloud Storage, of which Google has none."""
+    if find_spec("gcp_storage_emulator") is None:
+        missing("a Cloud Storage emulator", "pip install gcp-storage-emulator")
+    command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--in-memory", "--quiet"]
+    with shared("storage", command, tmp_path_factory) as address:
+        yield StorageServer("STORAGE_EMULATOR_HOST", f"http://{address}")
+
+
+@pytest.fixture
+def storage(storage_emulator: StorageServer, monkeypatch: pytest.MonkeyPatch) -> StorageServer:
+    """The Cloud Storage emulator, with this process's environment leading to it."""
+    lead(storage_emulator.env, monkeypatch)
+    return storage_emulator
 
 
 @pytest.fixture

@@ -85,11 +85,25 @@ class Firing:
         }
         for keyword, value in said.items():
             text = text.replace(f"<aws.scheduler.{keyword}>", value)
-        request = json.loads(text) if target["Arn"] == SEND else {"QueueUrl": self._url(target["Arn"]), "MessageBody": text}
         try:
+            request = json.loads(text) if target["Arn"] == SEND else {"QueueUrl": self._url(target["Arn"]), "MessageBody": text}
             self.sqs.send_message(**request)
-        except self.sqs.exceptions.ClientError:
-            self.sqs.send_message(QueueUrl=self._url(target["DeadLetterConfig"]["Arn"]), MessageBody=target["Input"])
+        except self.sqs.exceptions.ClientError as error:
+            why = {
+                "ERROR_CODE": error.response["Error"]["Code"],
+                "ERROR_MESSAGE": error.response["Error"]["Message"],
+                "EXECUTION_ID": said["execution-id"],
+                "EXHAUSTED_RETRY_CONDITION": "MaximumRetryAttempts",
+                "IS_PAYLOAD_TRUNCATED": "false",
+                "RETRY_ATTEMPTS": "185",
+                "SCHEDULED_TIME": said["scheduled-time"],
+                "SCHEDULE_ARN": schedule["Arn"],
+                "TARGET_ARN": target["Arn"],
+            }
+            attributes = {name: {"DataType": "String", "StringValue": value} for name, value in why.items()}
+            self.sqs.send_message(
+                QueueUrl=self._url(target["DeadLetterConfig"]["Arn"]), MessageBody=target["Input"], MessageAttributes=attributes
+            )
         if schedule["ActionAfterCompletion"] == "DELETE" and _once(schedule) is not None:
             self.scheduler.delete_schedule(GroupName=self.group, Name=schedule["Name"])
         self.fired.append(schedule["Name"])

@@ -22,6 +22,7 @@ from cloudq.timer import Schedule, TimerLimits
 from cloudq_aws.client import client_for
 from cloudq_aws.errors import DENIED, Refusal, Service, mapped_to
 from cloudq_aws.sqs import entry, refusal, size_of, too_large
+from cloudq_aws.undelivered import SCHEDULED_TIME, SEND_MESSAGE
 
 __all__ = ["EventBridgeTimer", "Expression", "Translated", "adapter", "schedule_name"]
 
@@ -42,12 +43,9 @@ _DESCRIPTION = 512
 _PAGE = 100
 _RETRIES: Final = {"MaximumRetryAttempts": 185, "MaximumEventAgeInSeconds": 86_400}
 
-_SEND = "arn:aws:scheduler:::aws-sdk:sqs:sendMessage"
-"""The universal target: any request of SQS's SendMessage, as JSON."""
 _KEYWORD = "<aws.scheduler."
 """What begins each text that Scheduler replaces in its input (AWS, "Adding context attributes")."""
 _ESCAPED = _KEYWORD.replace("<", "\\u003c")
-_SCHEDULED = f"{_KEYWORD}scheduled-time>"
 _SLOT = "<slot>"
 
 _ONCE, _EVERY = "at", "every"
@@ -229,7 +227,7 @@ class EventBridgeTimer:
             ScheduleExpressionTimezone=timezone,
             ActionAfterCompletion="NONE",
             State="DISABLED" if schedule.paused else "ENABLED",
-            Target=await self._target(schedule.queue, message, slot=_SCHEDULED),
+            Target=await self._target(schedule.queue, message, slot=SCHEDULED_TIME),
         )
 
     async def delete_schedule(self, name: str) -> None:
@@ -258,7 +256,7 @@ class EventBridgeTimer:
         if message.attributes or message.group is not None or message.tenant or _KEYWORD in message.body:
             request = {"QueueUrl": await self._url(queue), **entry(queue, message)}
             text = json.dumps(request, separators=(",", ":")).replace(_KEYWORD, _ESCAPED)  # the message's own text is no keyword
-            arn = _SEND
+            arn = SEND_MESSAGE
         else:
             text = message.body
         text = text.replace(_SLOT, slot)
@@ -329,8 +327,8 @@ class EventBridgeTimer:
             note = {}
         target: dict[str, Any] = found["Target"]
         expression: str = found["ScheduleExpression"]
-        text = target.get("Input", "").replace(_SCHEDULED, _SLOT)
-        sent: dict[str, Any] = json.loads(text) if target["Arn"] == _SEND else {"MessageBody": text}
+        text = target.get("Input", "").replace(SCHEDULED_TIME, _SLOT)
+        sent: dict[str, Any] = json.loads(text) if target["Arn"] == SEND_MESSAGE else {"MessageBody": text}
         queue = note.get("queue") or sent.get("QueueUrl") or target["Arn"]
         group = sent.get("MessageGroupId")
         ordered = queue.endswith(".fifo")

@@ -26,6 +26,7 @@ from cloudq.errors import (
     SendError,
     SettleError,
 )
+from cloudq_aws import undelivered
 from cloudq_aws.boto import BotoClient
 from cloudq_aws.client import client_for
 from cloudq_aws.errors import THROTTLED, RequestRefused, mapped, short_code
@@ -195,7 +196,7 @@ class SQSBroker:
         system = message.get("Attributes", {})
         sent = system.get("SentTimestamp")
         attributes = {name: value["StringValue"] for name, value in message.get("MessageAttributes", {}).items() if "StringValue" in value}
-        return Delivery(
+        delivery = Delivery(
             queue=queue,
             body=message["Body"],
             receipt=message["ReceiptHandle"],
@@ -207,6 +208,7 @@ class SQSBroker:
             group=system.get("MessageGroupId") if ordered else None,  # on a standard queue it is the tenant
             attributes=attributes,
         )
+        return undelivered.read(delivery, self.queue_of) if attributes else delivery
 
     async def ack(self, deliveries: Sequence[Delivery]) -> Sequence[SettleError | None]:
         entries = [{"Id": str(index), "ReceiptHandle": delivery.receipt} for index, delivery in enumerate(deliveries)]
@@ -247,9 +249,10 @@ class SQSBroker:
         return QueueStats(ready=ready, in_flight=in_flight, delayed=delayed)
 
     def queue_of(self, arn: str) -> str:
-        """The queue that this broker knows under ``arn``: its name without the prefix, or the ARN itself where the name has none."""
+        """The queue that this broker knows under an ARN or a URL: its name without the prefix, or ``arn`` where that has none."""
         found = _ARN.fullmatch(arn)
-        return found[3].removeprefix(self._prefix) if found and found[3].startswith(self._prefix) and found[3] != self._prefix else arn
+        name = found[3] if found else arn.rpartition("/")[2]
+        return name.removeprefix(self._prefix) if name.startswith(self._prefix) and name != self._prefix else arn
 
     def open(self) -> None:
         """Load boto3 and make its client now, for a host whose start is cheaper than its first request; with aiobotocore do nothing."""

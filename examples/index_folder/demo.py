@@ -2,22 +2,21 @@
 
     python demo.py [FOLDER]
 
-It needs no account and no network: SQS is moto's server, a process on 127.0.0.1. All else is as it would be in production.
+It needs no account and no network: SQS is cloudq's own server, a process on 127.0.0.1. All else is as it would be in production.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +38,7 @@ from cloudq.worker import Worker, WorkerOptions
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 MOST_FILES = 300
-"""Files at most: moto's server keeps all messages of a queue in a list, and slows down beyond a few hundred."""
+"""Files at most, so that it stays a matter of seconds."""
 PATIENCE = 90.0
 """Seconds that each half may take."""
 LARGEST = 5_000_000
@@ -104,11 +103,9 @@ def on_sqs(folder: Path, files: Sequence[Path], scratch: Path, first: Tally) -> 
     """A queue service over HTTP, results in a SQLite file, and the worker as a process of its own."""
     heading(2, "The same tasks.py on SQS over HTTP, results in SQLite, the worker a process")
     with ExitStack() as stack:
-        endpoint = stack.enter_context(sqs_server(scratch / "sqs.log"))
         tasks = import_tasks(
-            CLOUDQ_BROKER=f"sqs://{REGION}/?prefix=demo-",
+            CLOUDQ_BROKER=f"sqs://{REGION}/?prefix=demo-&wait=1",  # short polls: who stops waits for the last one
             CLOUDQ_STORE=f"sqlite:///{scratch / 'results.sqlite3'}",
-            AWS_ENDPOINT_URL=endpoint,
             AWS_ACCESS_KEY_ID="demo",
             AWS_SECRET_ACCESS_KEY="demo",
             AWS_EC2_METADATA_DISABLED="true",
@@ -118,13 +115,13 @@ def on_sqs(folder: Path, files: Sequence[Path], scratch: Path, first: Tally) -> 
             no_proxy="127.0.0.1",
         )
         stack.callback(tasks.app.close)
-        make_queues(tasks.app, endpoint)
+        queues = [f"demo-{name}" for queue in tasks.app.queues for name in (queue, tasks.app.dead_letter_queue(queue))]
+        os.environ["AWS_ENDPOINT_URL"] = endpoint = stack.enter_context(sqs_server(scratch / "sqs.log", queues))
         command = ["cloudq", "-A", "tasks:app", "worker"]
         worker = stack.enter_context(process([str(Path(sys.executable).with_name("cloudq")), *command[1:]], scratch / "worker.log"))
         console.print(f"  [dim]$ {shlex.join(command)}[/]")
-        before = requests(scratch / "sqs.log")
         tally = index_folder(tasks, folder, files, first=first, alive=lambda: worker.poll() is None)
-        count = requests(scratch / "sqs.log") - before
+        count = requests(endpoint)
         console.print(f"  [dim]{count} requests to SQS, waiting polls included: {count / tally.sent:.1f} a task[/]")
         return tally
 
@@ -166,7 +163,7 @@ def index_folder(
     for entry in index:
         words += entry.words
     published = tasks.publish.delay(dict(words.most_common(100)))
-    later = tasks.is_unchanged.options(delay="2s").delay(index[0].path, index[0].sha256)
+    later = tasks.is_unchanged.options(delay="1s").delay(index[0].path, index[0].sha256)
     for _ in follow([published, later, gone], alive):
         pass
     taken = time.monotonic() - began
@@ -177,7 +174,7 @@ def index_folder(
     queue = app.dead_letter_queue(app.conf.default_queue)
     dead = app.use_broker(lambda _: letters.scan(app, queue)).letters
     for letter in dead:
-        say("dead", "red", f"{letter.task}: {letter.error.get('type')} ({letter.reason}), in {queue!r}")
+        say("dead", "red", f"{letter.task}: {letter.reason}, in {queue!r}")
     console.print()
     if first is not None and first.words == words:
         console.print("  The index is the same as before, word for word.")
@@ -233,7 +230,7 @@ def show_retry(result: AsyncResult[str]) -> None:
 def show_delay(result: AsyncResult[bool]) -> None:
     record = result.record or {}
     answer = "yes" if result.get() else "no"
-    say("delayed", "cyan", f'is_unchanged: called with delay="2s", began {record["started"] - record["sent"]:.1f} s later: {answer}')
+    say("delayed", "cyan", f'is_unchanged: called with delay="1s", began {record["started"] - record["sent"]:.1f} s later: {answer}')
 
 
 def show_index(index: Sequence[Any], words: Counter[str], duplicates: Sequence[Sequence[Path]]) -> None:
@@ -298,37 +295,16 @@ def import_tasks(**settings: str) -> ModuleType:
 
 
 @contextmanager
-def sqs_server(log: Path) -> Iterator[str]:
-    """A server that speaks SQS; yields its endpoint."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    endpoint = f"http://127.0.0.1:{port}"
-    with process([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], log) as server:
+def sqs_server(log: Path, queues: Sequence[str]) -> Iterator[str]:
+    """A server that speaks SQS and has these queues (in a cloud they are deployed: cloudq creates none); yields its endpoint."""
+    made = [part for queue in queues for part in ("--queue", queue)]
+    with process([sys.executable, "-m", "cloudq_aws.server", *made], log) as server:
         deadline = time.monotonic() + 30
-        while True:
-            try:
-                urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=2).close()
-                break
-            except urllib.error.HTTPError as error:
-                error.close()
-                break
-            except OSError:
-                if server.poll() is not None or time.monotonic() > deadline:
-                    raise OSError("the SQS server did not start") from None
-                time.sleep(0.05)
-        yield endpoint
-
-
-def make_queues(app: CloudQ, endpoint: str) -> None:
-    """Create the queues, as ``cloudq deploy`` or a person would: cloudq itself never does at run time."""
-    import boto3
-
-    sqs = boto3.client("sqs", endpoint_url=endpoint, region_name=REGION)
-    for queue in app.queues:
-        for name in (queue, app.dead_letter_queue(queue)):
-            sqs.create_queue(QueueName=f"demo-{name}")
-    sqs.close()
+        while not (said := log.read_text()).endswith("\n"):
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise OSError("the SQS server did not start")
+            time.sleep(0.02)
+        yield said.strip()
 
 
 @contextmanager
@@ -347,9 +323,10 @@ def process(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[byte
             child.wait()
 
 
-def requests(log: Path) -> int:
-    """How many requests the server has logged."""
-    return log.read_text(errors="replace").count('"POST / ')
+def requests(endpoint: str) -> int:
+    """How many requests the server has answered."""
+    with urllib.request.urlopen(f"{endpoint}/_cloudq/stats", timeout=10) as answer:
+        return sum(json.load(answer)["requests"].values())
 
 
 def interrupted(*_: object) -> NoReturn:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, ClassVar, Final, Literal, TypeVar, Unpack, cast, overload
 
-from cloudq import adapters, calls, follow, records, signals
+from cloudq import adapters, calls, follow, records, seal, signals
 from cloudq import launch as launches
 from cloudq import result as results
 from cloudq.broker import Broker, CreatesQueues
@@ -55,6 +55,8 @@ class CloudQ:
 
     Without them ``CLOUDQ_BROKER``, ``CLOUDQ_STORE`` and ``CLOUDQ_TIMER`` count; without a broker ``memory://`` does. ``queues``
     names those that no task names. ``include``: modules with tasks, imported when a worker starts or by ``load()``.
+    ``signing`` and ``encryption``: keys as ``id:base64,id:base64``, the first of which seals and all of which open messages
+    (``CLOUDQ_SIGNING_KEYS``, ``CLOUDQ_ENCRYPTION_KEYS``; docs/security.md), with ``accept_unsigned`` while they are rolled in.
     Other keywords are the fields of ``Config``. Raises ConfigError for what is set wrongly.
     """
 
@@ -74,6 +76,9 @@ class CloudQ:
         include: Sequence[str] = (),
         middleware: Iterable[Middleware] = (),
         clock: Clock | None = None,
+        signing: str | None = None,
+        encryption: str | None = None,
+        accept_unsigned: bool | None = None,
         **settings: Any,
     ) -> None:
         if not name or not name.isprintable():
@@ -83,6 +88,8 @@ class CloudQ:
         """Where it was found by name, ``module:attribute``; child processes load it from there."""
         self.conf = Config.of(settings)
         self.clock: Clock = clock or SystemClock()
+        self.sealing = seal.configured(signing, encryption, accept_unsigned, self.clock.time)
+        """Signs and encrypts messages; ``None`` without keys."""
         self.tasks: dict[str, Task[..., Any]] = {}
         self.queues: dict[str, Queue] = {}
         self.io = IOThread(name)
@@ -251,14 +258,17 @@ class CloudQ:
         if self._sender is None:
             with self._opened:
                 if self._sender is None:
-                    self._sender = Sender(self.broker, self.timer, self.io, self.clock.time, self.conf.send_timeout)
+                    self._sender = Sender(self.broker, self.timer, self.io, self.clock.time, self.conf.send_timeout, self.sealing)
         return self._sender
 
     def required_store(self, why: str = "this") -> Store:
         """The store; raises StoreRequired where none is set."""
         store = self.store
         if store is None:
-            raise StoreRequired(f"{why} needs a store, and the app {self.name!r} has none: set CloudQ(store=…) or CLOUDQ_STORE")
+            url = '"memory://"' if self.broker.limits.local else "…"
+            raise StoreRequired(
+                f"{why} needs a store, and the app {self.name!r} has none: write CloudQ({self.name!r}, store={url}), or set CLOUDQ_STORE"
+            )
         return store
 
     def use_store(self, call: Callable[[Store], Coroutine[Any, Any, T]], *, why: str = "a result") -> T:
@@ -290,7 +300,7 @@ class CloudQ:
     async def _close_seams(self) -> None:
         if self._sender is not None:
             await self._sender.drain()
-        for seam in (self._timer, self._store, self._broker):
+        for seam in (self._timer, self._store, self._broker, self.sealing):
             if seam is not None:
                 await seam.close()
 

@@ -12,7 +12,7 @@ CloudQError
 │   ├── DelayError              (also ValueError) no broker or timer here can hold the message that long
 │   └── UnknownTask             (also KeyError) no task of that name is registered
 ├── DecodeError                 a body is no message of a version that this cloudq reads
-├── SeamError                   a broker, store or timer answered with an error
+├── SeamError                   a broker, store, timer or key service answered with an error
 │   ├── BrokerError
 │   │   ├── BrokerUnavailable   (also ConnectionError) it could not be reached
 │   │   ├── QueueNotFound       (also LookupError) it has no such queue
@@ -24,7 +24,9 @@ CloudQError
 │   │   ├── StoreUnavailable    (also ConnectionError) it could not be reached
 │   │   ├── Conflict            a compare-and-set found another version
 │   │   └── DocumentTooLarge    (also ValueError) the value is over the store's limit
-│   └── TimerError
+│   ├── TimerError
+│   └── KeysError               a key service refused to make or unwrap a key
+│       └── KeysUnavailable     (also ConnectionError) it could not be reached
 ├── SendUnknown                 (also TimeoutError) the broker did not answer in time: the message may or may not be there
 ├── BatchSendError              some of many messages were refused; holds which, and the results of the others
 ├── Closed                      (also RuntimeError) the app's I/O has ended, or it was called from the I/O thread itself
@@ -119,7 +121,7 @@ class DecodeError(CloudQError):
 
 
 class SeamError(CloudQError):
-    """A broker, store or timer answered with an error."""
+    """A broker, store, timer or key service answered with an error."""
 
 
 class BrokerError(SeamError):
@@ -182,6 +184,14 @@ class DocumentTooLarge(StoreError, ValueError):
 
 class TimerError(SeamError):
     """A timer answered with an error."""
+
+
+class KeysError(SeamError):
+    """A key service refused to make or unwrap a data key."""
+
+
+class KeysUnavailable(KeysError, ConnectionError):
+    """The key service could not be reached; trying again may help."""
 
 
 class SendUnknown(CloudQError, TimeoutError):

@@ -11,13 +11,14 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from cloudq import claimcheck
 from cloudq.broker import Broker, Delivery, Outgoing, QueueStats, SettleError
 from cloudq.errors import BrokerError, BrokerUnavailable, CloudQError, DecodeError, QueueNotFound
 from cloudq.message import derived_id, parse, unwrap
+from cloudq.seal import is_sealed, noted
 from cloudq.settle import DEAD_ATTRIBUTE
 from cloudq.values import dumps
 
@@ -30,6 +31,8 @@ TRIES: Final = 3
 """Requests that fail one after another, or receives that bring nothing new, before the matter is left."""
 WAIT: Final = 1.0
 """Seconds that a receive waits; on SQS any wait asks all of a queue's servers, and none asks a sample."""
+UNCOUNTED: Final = 100_000
+"""Messages looked at in one pass at most, where the broker does not say how many there are."""
 
 _Request: TypeAlias = Callable[[Sequence[Delivery]], Awaitable[Sequence[SettleError | None]]]
 
@@ -46,15 +49,21 @@ class Letter:
 
     delivery: Delivery
     fields: dict[str, Any]
-    """The body as JSON; empty where it is no JSON object."""
+    """The body as JSON, decrypted where this process can; empty where it is no JSON object."""
+    text: str = ""
+    """The body that they were read from."""
+    sealed: bool = False
+    """Whether that is signed or encrypted: then no byte of it may change."""
 
     @classmethod
     def of(cls, delivery: Delivery, body: str | None = None) -> Letter:
         """Read a delivery, or ``body`` where its own is only a claim for that; one that cannot be read is a letter too."""
+        text = delivery.body if body is None else body
         try:
-            return cls(delivery, parse(delivery.body if body is None else body))
+            fields = parse(text)
         except DecodeError:
-            return cls(delivery, {})
+            return cls(delivery, {}, text)
+        return cls(delivery, fields, text, is_sealed(fields))
 
     @property
     def id(self) -> str:
@@ -154,7 +163,7 @@ class Found:
     @property
     def unseen(self) -> int:
         """How many were probably there and were not looked at: limited, or held by somebody else."""
-        return max(0, self.stats.ready + self.stats.in_flight - self.looked_at)
+        return max(0, (self.stats.ready or 0) + (self.stats.in_flight or 0) - self.looked_at)
 
 
 @dataclass(slots=True)
@@ -168,6 +177,15 @@ class Redriven:
     kept: list[Letter] = field(default_factory=lambda: [])
     """Sent, but they could not be deleted here: they are in both queues, under one task id."""
     looked_at: int = 0
+
+
+@dataclass(slots=True)
+class Exported:
+    """What an export did."""
+
+    written: int = 0
+    kept: list[Letter] = field(default_factory=lambda: [])
+    """Written, but they could not be deleted here although they should have been."""
 
 
 # ---------------------------------------------------------------------- the functions
@@ -237,6 +255,33 @@ async def redrive(
     return done
 
 
+async def export(
+    app: CloudQ,
+    dead_letters: str,
+    match: Match,
+    write: Callable[[Sequence[Letter]], None],
+    *,
+    delete: bool = False,
+    progress: Progress | None = None,
+) -> Exported:
+    """Give the dead letters that match to ``write``, some at a time; with ``delete`` they are deleted once it has returned.
+
+    ``write`` is called on the I/O loop, which it may block for the time that a disk takes.
+    """
+    done = Exported()
+    async with _reading(app, dead_letters, await app.broker.stats(dead_letters)) as reading:
+        async for batch in reading.batches():
+            chosen = [letter for letter in batch if match(letter)]
+            if chosen:
+                write(chosen)
+            done.written += len(chosen)
+            if delete:
+                done.kept += await reading.ack(chosen)
+            if progress:
+                progress(reading.seen)
+    return done
+
+
 async def purge(app: CloudQ, queue: str, *, progress: Progress | None = None) -> int:
     """Delete what can be received, up to about the count at the start; returns how many. There is no way back."""
     deleted = 0
@@ -268,7 +313,7 @@ async def _redrive_batch(
         return
     if not ready:
         return
-    sends = [app.sender.asend(target, outgoing, letter.id) for letter, target, outgoing in ready]
+    sends = [app.sender.asend(target, outgoing, letter.id, as_is=True) for letter, target, outgoing in ready]
     answers = await asyncio.gather(*sends, return_exceptions=True)
     accepted = [(letter, target) for (letter, target, _), answer in zip(ready, answers, strict=True) if answer is None]
     done.failed += [(letter, str(answer)) for (letter, _, _), answer in zip(ready, answers, strict=True) if answer is not None]
@@ -293,7 +338,8 @@ def _body(letter: Letter) -> str:
         return raw
     if letter.fields and "dead" not in letter.fields:
         # Too large for its note, or moved by the broker itself. Without the note a store would say that it has ended already.
-        return dumps({**letter.fields, "dead": {"reason": letter.reason[:100]}})
+        note = {"reason": letter.reason[:100]}
+        return noted(letter.text, note) if letter.sealed else dumps({**letter.fields, "dead": note})
     return letter.delivery.body
 
 
@@ -331,9 +377,9 @@ class _Reading:
         self._app = app
         self._broker: Broker = app.broker
         self._queue = queue
-        self._expected = stats.ready
+        self._expected = UNCOUNTED if stats.ready is None else stats.ready
         # Counts are approximate: one batch is always looked at.
-        self._bound = max(stats.ready, self._broker.limits.receive)
+        self._bound = max(self._expected, self._broker.limits.receive)
         if most is not None:  # each look counts as a delivery: no more than asked for
             self._bound = min(self._bound, most)
         self._held: dict[object, Delivery] = {}
@@ -364,7 +410,7 @@ class _Reading:
             fresh = self._hold(received)
             fruitless = 0 if fresh else fruitless + 1
             if fresh:
-                yield await asyncio.gather(*map(self._collected, fresh))
+                yield await asyncio.gather(*map(self._read, fresh))
             elif complete or fruitless >= TRIES:
                 return
 
@@ -377,6 +423,17 @@ class _Reading:
                 self._known.add(key)
                 fresh.append(Letter.of(delivery))
         return fresh
+
+    async def _read(self, letter: Letter) -> Letter:
+        """The letter in the clear, as far as this process can read it."""
+        letter, sealing = await self._collected(letter), self._app.sealing
+        if sealing is None or "enc" not in letter.fields:
+            return letter
+        try:
+            return replace(letter, fields=await sealing.reveal(letter.text, letter.fields))
+        except CloudQError as error:
+            logger.warning("message %s on %r: %s", letter.message_id, self._queue, error)
+            return letter
 
     async def _collected(self, letter: Letter) -> Letter:
         """The letter with what its body says elsewhere; as it is where that cannot be had."""

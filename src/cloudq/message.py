@@ -241,8 +241,12 @@ class Message:
             eta=None,
         )
 
-    def revived(self) -> Message:
-        """A dead letter as it runs again: a fresh budget of retries under the same id, with attempts that go on counting."""
+    def revived(self, *, timed: bool = False) -> Message:
+        """A dead letter as it runs again: a fresh budget of retries under the same id, with attempts that go on counting.
+
+        ``timed``: its ``eta`` and ``expires`` go on to hold, for nobody trustworthy has said that it died.
+        """
+        fields = self.fields
         return self.copy(
             dead=None,
             attempt=self.attempt + 1,
@@ -250,8 +254,8 @@ class Message:
             crashes=None,
             deferrals=None,
             unknown_since=None,
-            eta=None,
-            expires=None,
+            eta=fields.get("eta") if timed else None,
+            expires=fields.get("expires") if timed else None,
         )
 
 
@@ -424,6 +428,9 @@ def decode(fields: dict[str, Any]) -> Message:
     if not isinstance(fields.get("args", ()), (list, tuple)):
         raise DecodeError('"args" must be a list')
     if not is_bare(fields):
+        if "enc" in fields:
+            raise DecodeError("it is encrypted, and this process has no keys: set CLOUDQ_ENCRYPTION_KEYS")
+        fields.pop("sig", None)  # nobody here can check it, and a retry is another text
         for key in fields.keys() & _KNOWN.keys():
             check, wanted = _KNOWN[key]
             if not check(fields[key]):

@@ -19,6 +19,8 @@ from cloudq.errors import (
     ConfigError,
     DecodeError,
     Ignore,
+    KeysError,
+    KeysUnavailable,
     Reject,
     RetryRequested,
     StoreError,
@@ -26,6 +28,7 @@ from cloudq.errors import (
     TaskFailed,
     TimeLimitExceeded,
 )
+from cloudq.keys import KeyWanted
 from cloudq.message import DEAD_ATTRIBUTE, Message, decode, is_bare, new_id, parse, unwrap
 from cloudq.middleware import call_quietly
 from cloudq.outcome import Again, Dead, Done, Dropped, Failure, Later, Outcome
@@ -80,7 +83,11 @@ class Job:
     """Whoever asked for this run keeps its value, although no claim is held here: the parent process, or an eager call."""
     outcome: Outcome | None = None
     elsewhere: bool = False
-    """The body is a claim for another one, which ``fetch`` gets; until then the outcome is that it waits."""
+    """The body is a claim for another one, or is encrypted with a key that is not at hand. ``fetch`` gets it; until then the job waits."""
+    wanted: KeyWanted | None = None
+    """That key."""
+    as_is: bool = False
+    """It was not found to be genuine: whatever becomes of it is sent as it came, for a seal would vouch for it."""
     abandoned: bool = False
     """Its host has settled without it: what the run still comes to counts for nothing, also for hooks."""
     given: Sequence[Any] = ()
@@ -116,14 +123,21 @@ class Runner:
         self.app = app
         self.eager = eager
         """Whether results are kept by the host, which needs no store."""
+        self._sealing = None if eager else app.sealing
         self._name = f"{socket.gethostname()}:{os.getpid()}:{new_id()[:8]}"
         self._claims = itertools.count()
 
     # ------------------------------------------------------------------ may it run?
 
-    def admit(self, delivery: Delivery) -> Job:
-        """Read a delivery and decide whether it may run; if not, the job has its outcome already. Runs no user code."""
+    def admit(self, delivery: Delivery, *, trusted: bool = False) -> Job:
+        """Read a delivery and decide whether it may run; if not, the job has its outcome already. Runs no user code.
+
+        ``trusted``: it came by another way than a queue, from somebody who may call tasks, and needs no signature.
+        """
         job = Job(delivery, delivery.body)
+        vouched = True
+        if (sealing := None if trusted else self._sealing) is not None:
+            job.as_is = True
         try:
             fields = parse(delivery.body)
             raw = unwrap(fields) if "dead" in fields else None
@@ -131,7 +145,15 @@ class Runner:
                 job.body = raw
                 fields = parse(raw)
             job.fields = fields
+            if sealing is not None and not claimcheck.is_claim(fields):
+                job.fields, vouched = sealing.open(job.body, fields)
+                fields, job.as_is = job.fields, False
+                vouched = vouched and raw is None and DEAD_ATTRIBUTE not in delivery.attributes
             message = decode(fields)
+        except KeyWanted as wanted:
+            job.wanted, job.elsewhere = wanted, True
+            job.outcome = Later(BODY_DELAY, "its key could not be fetched")
+            return job
         except DecodeError as error:
             if not error.newer and job.fields is not None and claimcheck.is_claim(job.fields):
                 job.outcome = self._wait_for_body(job)
@@ -139,7 +161,7 @@ class Runner:
             job.outcome = self._wait_for_deploy(job, str(error)) if error.newer else Dead(str(error))
             return job
         if "dead" in fields or raw is not None or DEAD_ATTRIBUTE in delivery.attributes:
-            message = message.revived()
+            message = message.revived(timed=not vouched)
         job.message = message
         conf = self.app.conf
         crashes, earlier = message.crashes, max(delivery.receives - 1, 0)
@@ -174,7 +196,8 @@ class Runner:
         """A newer worker may know what to do: give the deploy time, then give up."""
         now, grace = self.app.clock.time(), self.app.conf.unknown_task_grace
         noted = (job.fields or {}).get("unknown_since")
-        known = noted if isinstance(noted, (int, float)) else job.delivery.sent if job.ordered else None
+        held = job.delivery.received if self.app.broker.limits.hold else None  # it waits where it is, unchanged
+        known = noted if isinstance(noted, (int, float)) else job.delivery.sent if job.ordered else held or None
         since = now if known is None or known > now else known
         left = since + grace - now
         if left <= 0:
@@ -194,10 +217,33 @@ class Runner:
         return Later(BODY_DELAY, "its body could not be fetched")
 
     async def fetch(self, job: Job) -> None:
-        """Get the message of a job that is ``elsewhere`` and decide again whether it may run.
+        """Get the message of a job that is ``elsewhere``, or its key, and decide again whether it may run.
 
         Where it cannot be had now the job waits; where it is gone or wrong it is dead, and its claim with it: a redrive tries again.
         """
+        if job.wanted is None:
+            await self._fetch_body(job)
+        if job.wanted is not None:
+            await self._fetch_key(job, job.wanted)
+
+    async def _fetch_key(self, job: Job, wanted: KeyWanted) -> None:
+        job.elsewhere, job.wanted = False, None
+        try:
+            await wanted.fetch()
+        except (KeysUnavailable, ConfigError, TimeoutError) as error:
+            logger.warning("%s waits: %s", job.label, error)
+        except KeysError as error:
+            job.outcome = Dead(f"it could not be decrypted: {error}")
+        except Exception:
+            logger.exception("%s waits: its key could not be fetched in an unforeseen way", job.label)
+        else:
+            self._become(job, self.admit(job.delivery))
+
+    def _become(self, job: Job, found: Job) -> None:
+        for name in Job.__slots__:
+            setattr(job, name, getattr(found, name))
+
+    async def _fetch_body(self, job: Job) -> None:
         checks, delivery, claim = claimcheck.of(self.app.broker), job.delivery, job.fields
         if not job.elsewhere or checks is None or claim is None:
             return
@@ -218,9 +264,8 @@ class Runner:
             job.outcome = Dead("the body that its claim is for is a claim itself")
             return
         if found.message is not None and "dead" in claim and found.message.dead is None:
-            found.message = found.message.revived()
-        for name in Job.__slots__:
-            setattr(job, name, getattr(found, name))
+            found.message = found.message.revived(timed=self._sealing is not None)
+        self._become(job, found)
 
     async def claim(self, job: Job) -> None:
         """Where the app has a store, take the right to run the job while its delivery is ours; sets ``job.outcome`` if it may not run.
@@ -380,11 +425,13 @@ class Runner:
                 if wait is not None:
                     return Again(wait, Failure.of(error))
                 retried = isinstance(error, task.policy.on) and message.retries > 0
-                why = "it ran over its time limit" if isinstance(error, TimeLimitExceeded) else "the task failed"
+                failure = Failure.of(error)
+                why = "it ran over its time limit" if isinstance(error, TimeLimitExceeded) else f"it raised {failure.type}"
                 reason = f"out of retries ({message.retries}): {why}" if retried else why
-                return Dead(reason, Failure.of(error), states.FAILURE)
+                return Dead(reason, failure, states.FAILURE)
             case _:  # SystemExit, KeyboardInterrupt raised by the task's own code, a stray CancelledError
-                return Dead("the task failed", Failure.of(error), states.FAILURE)
+                failure = Failure.of(error)
+                return Dead(f"it raised {failure.type}", failure, states.FAILURE)
 
     def timed_out(self, job: Job) -> Outcome:
         """The outcome of a run that its host ended, or gave up, at its time limit."""

@@ -6,9 +6,9 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
@@ -20,6 +20,8 @@ from cloudq.errors import (
     BrokerUnavailable,
     Closed,
     DelayError,
+    KeysError,
+    KeysUnavailable,
     MessageTooLarge,
     SendError,
     SendUnknown,
@@ -27,6 +29,8 @@ from cloudq.errors import (
     StoreUnavailable,
 )
 from cloudq.io import IOThread, drive
+from cloudq.keys import KeyWanted
+from cloudq.seal import Sealing
 
 if TYPE_CHECKING:
     from cloudq.timer import Timer
@@ -47,6 +51,15 @@ class Addressed(Protocol):
     def outgoing(self) -> Outgoing: ...
     @property
     def id(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """An ``Addressed`` with nothing more."""
+
+    queue: str
+    outgoing: Outgoing
+    id: str
 
 
 @dataclass(slots=True, eq=False)
@@ -75,6 +88,8 @@ class Sender:
     io: IOThread
     time: Callable[[], float]
     patience: float = 30.0
+    sealing: Sealing | None = None
+    """Signs and encrypts what is sent."""
     _inbox: deque[Parcel] = field(default_factory=deque[Parcel])
     _signalled: bool = False
     _lanes: dict[tuple[str, bool], Coalescer[Parcel]] = field(default_factory=lambda: {})
@@ -119,7 +134,7 @@ class Sender:
             horizon = self.timer.limits.horizon if self.timer is not None else None
             if horizon is None:
                 ordered = " on an ordered queue" if outgoing.group is not None else ""
-                longest = limits.delay if outgoing.group is None or limits.ordered_delay else 0
+                longest = max(limits.delay, limits.hold) if outgoing.group is None or limits.ordered_delay else 0
                 raise DelayError(
                     f"{what}: a delay of {outgoing.delay:.0f} s{ordered} is over the broker's {longest:.0f} s and the app has no timer; "
                     "set CloudQ(timer=…) or CLOUDQ_TIMER, or use a shorter delay"
@@ -128,13 +143,20 @@ class Sender:
                 raise DelayError(f"{what}: a delay of {outgoing.delay:.0f} s is over the timer's {horizon:.0f} s; use a shorter delay")
 
     def _broker_holds(self, outgoing: Outgoing) -> bool:
+        """Whether the broker delays it, or those who receive it do."""
         limits = self.broker.limits
-        return outgoing.delay <= limits.delay and (outgoing.group is None or limits.ordered_delay)
+        return outgoing.delay <= max(limits.delay, limits.hold) and (outgoing.group is None or limits.ordered_delay)
+
+    def _as_sent(self, outgoing: Outgoing) -> Outgoing:
+        """The message without a delay that is its receiver's to keep: the ``eta`` in its body says it."""
+        return replace(outgoing, delay=0.0) if self.broker.limits.delay < outgoing.delay and self._broker_holds(outgoing) else outgoing
 
     # ------------------------------------------------------------------ one message, by its caller
 
     def send(self, queue: str, outgoing: Outgoing, task_id: str) -> None:
         """Send and wait until durably accepted; from any thread but the I/O thread. Raises BrokerError or SendUnknown."""
+        if self.sealing is not None:
+            outgoing = self._sealed(self.sealing, outgoing)
         if self._at_once(outgoing):
             if not outgoing.delay:
                 try:
@@ -153,8 +175,10 @@ class Sender:
             raise self._unknown(queue, task_id) from None
         _raise(answer)
 
-    async def asend(self, queue: str, outgoing: Outgoing, task_id: str) -> None:
-        """``send`` for a coroutine on any loop, the I/O loop too."""
+    async def asend(self, queue: str, outgoing: Outgoing, task_id: str, *, as_is: bool = False) -> None:
+        """``send`` for a coroutine on any loop, the I/O loop too. ``as_is``: it is sealed already, or is nothing to vouch for."""
+        if self.sealing is not None and not as_is:
+            outgoing = await self._asealed(self.sealing, outgoing)
         if self._at_once(outgoing):
             _raise((await self._send_local(queue, [outgoing], [task_id]))[0])
             return
@@ -188,6 +212,8 @@ class Sender:
         """
         if not entries:
             return {}
+        if (sealing := self.sealing) is not None:
+            entries = [Entry(each.queue, self._sealed(sealing, each.outgoing), each.id) for each in entries]
         if self._all_at_once(entries):
             return drive(self._send_many_local(entries))
         self._refuse_own_thread()
@@ -200,6 +226,8 @@ class Sender:
         """``send_many`` for a coroutine on any loop."""
         if not entries:
             return {}
+        if (sealing := self.sealing) is not None:
+            entries = [Entry(each.queue, await self._asealed(sealing, each.outgoing), each.id) for each in entries]
         if self._all_at_once(entries):
             return await self._send_many_local(entries)
         loop = asyncio.get_running_loop()
@@ -245,6 +273,40 @@ class Sender:
                 failures[index] = answer
         return failures
 
+    # ------------------------------------------------------------------ sealing
+
+    def fits(self, body: str) -> bool:
+        """Whether a body that is not sealed yet can be sent."""
+        return (len(body) if self.sealing is None else self.sealing.most(len(body))) <= self.most
+
+    def _sealed(self, sealing: Sealing, outgoing: Outgoing) -> Outgoing:
+        while True:
+            try:
+                return self._with(outgoing, sealing.seal(outgoing.body))
+            except KeyWanted as wanted:
+                fetch = wanted.fetch
+            self._refuse_own_thread()
+            with _keys_mapped():
+                self.io.run(fetch(), timeout=self.patience)
+
+    async def _asealed(self, sealing: Sealing, outgoing: Outgoing) -> Outgoing:
+        while True:
+            try:
+                return self._with(outgoing, sealing.seal(outgoing.body))
+            except KeyWanted as wanted:
+                fetch = wanted.fetch
+            with _keys_mapped():
+                async with asyncio.timeout(self.patience):
+                    await self.io.arun(fetch())
+
+    def _with(self, outgoing: Outgoing, body: str) -> Outgoing:
+        sealed = replace(outgoing, body=body)
+        if (size := weigh(sealed)) > self.most:
+            raise MessageTooLarge(
+                f"signed or encrypted, the message has {size:,} bytes, and the broker takes {self.most:,}; pass a reference"
+            )
+        return sealed
+
     def _refuse_own_thread(self) -> None:
         if self.io.owns_this_thread():
             raise Closed("this would wait for the I/O thread on the I/O thread itself; await the async form there")
@@ -279,7 +341,7 @@ class Sender:
             direct = [i for i in open_entries if not batch[i].delay or self._broker_holds(batch[i])]
             replies: Sequence[Answer]
             try:
-                replies = await self.broker.send(queue, [batch[i] for i in direct]) if direct else ()
+                replies = await self.broker.send(queue, [self._as_sent(batch[i]) for i in direct]) if direct else ()
             except BrokerUnavailable as error:
                 replies = [error] * len(direct)
             except BrokerError as error:
@@ -327,7 +389,9 @@ class Sender:
             parcel = self._inbox.popleft()
             if parcel.outgoing.delay and not self._broker_holds(parcel.outgoing):
                 _spawn(self._by_timer(parcel))
-            elif self.checks is None:
+                continue
+            parcel.outgoing = self._as_sent(parcel.outgoing)
+            if self.checks is None:
                 self._lane(parcel).add(parcel, weigh(parcel.outgoing))
             else:
                 self._add(parcel)
@@ -481,6 +545,17 @@ class Sender:
         """Wait until nothing is posted or in flight; on the I/O loop, which goes on."""
         while self._inbox or self._fitting or any(lane.busy for lane in self._lanes.values()):
             await asyncio.sleep(0.005)
+
+
+@contextmanager
+def _keys_mapped() -> Generator[None]:
+    """A call that cannot be encrypted is one that cannot be sent."""
+    try:
+        yield
+    except (KeysUnavailable, TimeoutError) as error:
+        raise BrokerUnavailable(f"the key to encrypt the message could not be had: {str(error) or 'no answer in time'}") from error
+    except KeysError as error:
+        raise SendError(f"the key to encrypt the message could not be had: {error}", code="KeysRefused") from error
 
 
 def weigh(outgoing: Outgoing) -> int:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from cloudq import calls, follow, records, states
 from cloudq.broker import Outgoing
-from cloudq.errors import LeaseLost, MessageTooLarge
+from cloudq.errors import DecodeError, LeaseLost, MessageTooLarge
 from cloudq.message import DEAD_ATTRIBUTE as DEAD_ATTRIBUTE
 from cloudq.message import Message, dead_letter, derived_id
 from cloudq.outcome import Again, Dead, Done, Dropped, Failure, Later, Outcome
+from cloudq.seal import is_sealed, noted
 from cloudq.values import dumps
 
 if TYPE_CHECKING:
@@ -49,7 +51,9 @@ def announce(job: Job, outcome: Outcome, took: float) -> None:
         case Later(delay, why):
             said = f"later, in {delay:.1f} s: {why}"
         case Dead(reason, error):
-            level, said = logging.ERROR, f"dead: {reason}" + (f": {error.type}: {error.detail}" if error else "")
+            level, said = logging.ERROR, f"dead: {reason}"
+            if error:
+                said += f": {error.detail}" if reason.endswith(error.type) else f": {error.type}: {error.detail}"
         case Dropped():
             said = f"dropped: {outcome.why}"
     facts = {
@@ -123,9 +127,13 @@ async def _later(app: CloudQ, job: Job, outcome: Later) -> Verdict:
     """The same attempt again, in a new message: so the broker's receive count is not used up."""
     if job.claim is not None:
         await job.claim.release()
-    if job.ordered:
+    hold = app.broker.limits.hold
+    if job.ordered or (hold and (outcome.delay <= hold or app.timer is None)):  # sent again it would be back at once
         return await _hold(app, job, outcome.delay)
     message = job.message or Message(job.fields or {})
+    if job.as_is and is_sealed(message.fields):  # its key could not be had: no byte of it may change
+        await app.sender.asend(job.delivery.queue, Outgoing(body=job.body, delay=_possible(app, job, outcome.delay)), "", as_is=True)
+        return Verdict.ACK
     deferrals = message.fields.get("deferrals", 0)
     changes = {**outcome.changes, "deferrals": deferrals + 1 if isinstance(deferrals, int) else 1}
     await _send(app, job, message.copy(**changes), outcome.delay)
@@ -138,8 +146,7 @@ async def _dead(app: CloudQ, job: Job, outcome: Dead) -> Verdict:
     note: dict[str, Any] = {"reason": outcome.reason, "queue": queue, "at": round(now, 3), "receives": job.delivery.receives}
     if outcome.error is not None:
         note["error"] = outcome.error.as_json()
-    fields = job.message.fields if job.message is not None else job.fields
-    await _send_body(app, job, app.dead_letter_queue(queue), dead_letter(job.body, fields, note), note)
+    await _send_body(app, job, app.dead_letter_queue(queue), _letter(job, note), note)
     if job.message is not None:
         await _finish(app, job, outcome.state, reason=outcome.reason, error=outcome.error)
         error = outcome.error.as_json() if outcome.error else None
@@ -188,16 +195,19 @@ async def _send(app: CloudQ, job: Job, message: Message, delay: float) -> None:
     outgoing = Outgoing(body=body, delay=_possible(app, job, delay), tenant=tenant)  # no group: an ordered delivery is never sent again
     id = str(message.fields.get("id", ""))
     try:
-        await app.sender.asend(job.delivery.queue, outgoing, id)
+        await app.sender.asend(job.delivery.queue, outgoing, id, as_is=job.as_is)
     except MessageTooLarge:  # for the timer, which may take less than the broker: then the broker's longest delay must do
-        if outgoing.delay <= app.broker.limits.delay:
+        limits = app.broker.limits
+        if outgoing.delay <= (longest := max(limits.delay, limits.hold)):
             raise
-        await app.sender.asend(job.delivery.queue, replace(outgoing, delay=app.broker.limits.delay), id)
+        if longest > limits.delay:  # it is held for as long as its eta says
+            outgoing = replace(outgoing, body=calls.held_until(app, message, longest).encode())
+        await app.sender.asend(job.delivery.queue, replace(outgoing, delay=longest), id, as_is=job.as_is)
 
 
 def _possible(app: CloudQ, job: Job, delay: float) -> float:
     """The delay, or the longest that can be had: coming back too early is better than being lost."""
-    longest = app.broker.limits.delay
+    longest = max(app.broker.limits.delay, app.broker.limits.hold)
     timer = app.timer
     if timer is not None:
         longest = max(longest, timer.limits.horizon)
@@ -208,18 +218,27 @@ def _possible(app: CloudQ, job: Job, delay: float) -> float:
     return min(delay, longest)
 
 
+def _letter(job: Job, note: dict[str, Any]) -> str:
+    """The body of a dead letter."""
+    if job.message is None and job.fields is not None and is_sealed(job.fields):
+        with suppress(DecodeError):
+            return noted(job.body, note)
+    return dead_letter(job.body, job.message.fields if job.message is not None else job.fields, note)
+
+
 async def _send_body(app: CloudQ, job: Job, queue: str, body: str, note: dict[str, Any]) -> None:
     """Send a dead letter. Where its note makes it too large the traceback goes, then the error's text, then all but the reason."""
     error: dict[str, Any] = dict(note.get("error") or {})
     for left_out in (None, "traceback", "detail"):
         if left_out is not None and error:
             error[left_out] = "(left out: the message was too large)"
-            fields = job.message.fields if job.message is not None else job.fields
-            body = dead_letter(job.body, fields, {**note, "error": error})
-        if len(body) <= app.sender.most:
+            body = _letter(job, {**note, "error": error})
+        if app.sender.fits(body):
             break
     attributes: dict[str, str] = {}
-    if len(body) > app.sender.most:
+    as_is = job.as_is
+    if not app.sender.fits(body):
+        as_is = True
         body, attributes = job.body, {DEAD_ATTRIBUTE: dumps(note["reason"])[1:-1][:200]}
     outgoing = Outgoing(
         body=body,
@@ -227,7 +246,7 @@ async def _send_body(app: CloudQ, job: Job, queue: str, body: str, note: dict[st
         group=job.delivery.group,
         dedup=derived_id("dead", dumps(job.body), job.delivery.message_id),
     )
-    await app.sender.asend(queue, outgoing, job.message.id if job.message is not None else "")
+    await app.sender.asend(queue, outgoing, job.message.id if job.message is not None else "", as_is=as_is)
 
 
 async def _hold(app: CloudQ, job: Job, delay: float) -> Verdict:

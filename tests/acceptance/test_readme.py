@@ -22,7 +22,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from tests.servers import free_port, missing
+from tests.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -106,10 +106,6 @@ def matches(printed: str, said: str) -> bool:
 
 @pytest.mark.slow
 def test_every_line_of_the_readme_works_in_an_empty_folder(shell: Shell, tmp_path: Path) -> None:
-    try:
-        import moto.server  # noqa: F401
-    except ImportError:
-        missing("moto", "pip install 'moto[server]'")
     port = free_port()
     ran: list[str] = []
     for kind, block in BLOCKS:
@@ -129,13 +125,13 @@ def test_every_line_of_the_readme_works_in_an_empty_folder(shell: Shell, tmp_pat
             elif command == "cloudq dev":
                 shell.run("cloudq dev > dev.log 2>&1 &")
                 until_in(tmp_path / "dev.log", "ready")
-            elif command.startswith("moto_server"):
-                shell.run(command.replace("4566", str(port)))
-                until_in(tmp_path / "moto.log", "Running on")
+            elif command.startswith("python -m cloudq_aws.server"):
+                shell.run(command.replace("9324", str(port)))
+                until_in(tmp_path / "sqs.log", f"http://127.0.0.1:{port}")
             else:
-                printed = shell.run(command.replace("4566", str(port)))
+                printed = shell.run(command.replace("9324", str(port)))
                 assert matches(printed, said), f"$ {command}\n{printed}\n--- but the README says\n{said}"
-    assert len(ran) >= 14
+    assert len(ran) >= 12
     redrive = re.search(r"`(cloudq dlq redrive [^`]+)`", README)
     assert redrive is not None
     shell.run(f"{redrive[1]} --yes")
@@ -206,14 +202,12 @@ def test_every_command_option_and_make_target_that_the_pages_name_exists() -> No
 
 
 def extras_exist(command: str) -> None:
-    """A command installs what there is: our distribution with its extras, or the test server."""
+    """A command installs what there is: our distribution with its extras."""
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for wanted in shlex.split(command)[2:]:
         name, _, extras = wanted.rstrip("]").partition("[")
-        if name == known["name"]:
-            assert set(extras.split(",")) <= set(known["optional-dependencies"])
-        else:
-            assert wanted == "moto[server]"
+        assert name == known["name"]
+        assert set(extras.split(",")) <= set(known["optional-dependencies"])
 
 
 def target_exists(command: str) -> None:

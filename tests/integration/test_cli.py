@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import pty
@@ -152,7 +153,7 @@ def eventually(true: Callable[[], object], what: str) -> None:
 
 
 def test_a_call_is_worked_off_and_its_result_shown(shop: Shop) -> None:
-    id = shop.run("call", "tasks.add", "1", "b=2").strip()
+    id = shop.run("call", "tasks.add", "-1", "b=4").strip()
     assert shop.run("result", id, "--json")["state"] == "QUEUED"
     shop.run("worker", "--drain")
     result = shop.run("result", id, "--json")
@@ -183,6 +184,8 @@ def test_a_wrong_call_sends_nothing_and_ends_with_2(shop: Shop, sqs: SQSServer) 
     assert "did you mean tasks.add" in shop.said
     shop.run("call", "tasks.add", "one", "2", code=2)
     assert "'a'" in shop.said
+    shop.run("call", "tasks.add", "-1", "2", "--wiat", code=2)
+    assert "no option --wiat" in " ".join(shop.said.split())
     shop.run("call", "tasks.add", "[1", code=2)
     assert sqs.depth(shop.queue) == 0
     shop.run("call", "elsewhere.task", "--force", "--args", '[1, {"a": null}]')
@@ -270,7 +273,7 @@ def test_a_person_sees_a_banner_and_a_line_for_each_task(shop: Shop) -> None:
     text = re.sub(r"\x1b\[[0-9;]*m", "", said.decode())
     assert re.search(r"broker +sqs://eu-west-1/\?lease=4", text)
     assert re.search(r"✓ tasks\.add\[\w+\] [\d.]+ m?s", text)
-    assert re.search(r"✗ tasks\.fails\[\w+\] [\d.]+ m?s\s+dead: the task failed: ValueError: cannot fly", text)
+    assert re.search(r"✗ tasks\.fails\[\w+\] [\d.]+ m?s\s+dead: it raised ValueError: cannot fly", text)
 
 
 # ---------------------------------------------------------------------- queues and dead letters
@@ -296,12 +299,14 @@ def test_dead_letters_are_listed_shown_and_redriven(shop: Shop) -> None:
     assert shop.run("dlq", "show", shop.queue, ids[1], "--payload", "--json")["message"]["args"] == ["swim"]
     shop.run("dlq", "show", shop.queue, "nobody", code=1)
 
-    shop.run("dlq", "redrive", shop.queue, code=2)
+    shop.run("dlq", "redrive", code=2)
     shop.run("dlq", "redrive", shop.queue, "--all", code=2)
     assert "--yes" in shop.said
     (shop.folder / "repaired").touch()
-    dry = shop.run("dlq", "redrive", shop.queue, "--all", "--dry-run", "--json")
+    dry = shop.run("dlq", "redrive", "--all", "--dry-run", "--json")  # the app's only queue
     assert len(dry["sent"]) == 2
+    [everywhere] = shop.run("dlq", "redrive", "--all-queues", "--error", "swim", "--dry-run", "--json")["queues"]
+    assert [letter["id"] for letter in everywhere["sent"]] == ids[1:]
     done = shop.run("dlq", "redrive", shop.queue, ids[1], "nobody", "--yes", "--json", code=1)
     assert done["sent"] == [{"id": ids[1], "task": "tasks.fails", "queue": shop.queue}]
     assert done["not_found"] == ["nobody"]
@@ -310,12 +315,36 @@ def test_dead_letters_are_listed_shown_and_redriven(shop: Shop) -> None:
     assert shop.run("result", ids[0], "--json", code=1)["state"] == "FAILURE"
 
 
+def test_dead_letters_are_exported_with_all_that_they_say_and_deleted_once_on_disk(shop: Shop, sqs: SQSServer) -> None:
+    id = shop.run("call", "tasks.fails", "fly").strip()
+    sqs.boto3.send_message(QueueUrl=sqs.boto3.get_queue_url(QueueName=shop.queue)["QueueUrl"], MessageBody="no message")
+    shop.run("worker", "--drain")
+    dead = f"{shop.queue}-dlq"
+    call, junk = sorted(map(json.loads, shop.run("dlq", "export").splitlines()), key=lambda letter: letter["task"] is None)
+    assert (call["id"], call["task"], call["queue"], call["dead_letter_queue"]) == (id, "tasks.fails", shop.queue, dead)
+    assert (call["message"]["args"], call["error"], call["attempt"]) == (["fly"], {"type": "ValueError", "detail": "cannot fly"}, 0)
+    assert (call["reason"], call["raw"], "dead" in call["message"]) == ("it raised ValueError", None, False)
+    assert "raise ValueError" in call["traceback"]
+    assert (base64.b64decode(junk["raw"]), junk["task"]) == (b"no message", None)
+    assert sqs.depth(dead) == 2
+
+    shop.run("dlq", "export", "--delete", "--yes", code=2)
+    shop.run("dlq", "export", "-o", "letters.jsonl", "--delete", code=2)
+    assert not (shop.folder / "letters.jsonl").exists()
+    shop.run("dlq", "export", shop.queue, "--task", "tasks.fails", "-o", "letters.jsonl", "--delete", "--yes")
+    assert json.loads((shop.folder / "letters.jsonl").read_text()) == call
+    assert sqs.depth(dead) == 1
+    shop.run("dlq", "export", "-o", "letters.jsonl", code=2)
+    assert json.loads((shop.folder / "letters.jsonl").read_text()) == call
+
+
 def test_a_peek_gives_back_and_a_purge_deletes(shop: Shop, sqs: SQSServer) -> None:
     ids = {shop.run("call", "tasks.add", "1", str(n)).strip() for n in range(3)}
     assert {each["id"] for each in shop.run("queue", "peek", shop.queue, "--json")["messages"]} == ids
     assert sqs.depth(shop.queue) == 3
     shop.run("queue", "purge", shop.queue, code=2)
-    assert shop.run("queue", "purge", shop.queue, "--yes", "--json") == {"queue": shop.queue, "deleted": 3}
+    assert shop.run("queue", "purge", shop.queue, "--dry-run", "--json") == {"queue": shop.queue, "dry_run": True, "deleted": 3}
+    assert shop.run("queue", "purge", shop.queue, "--yes", "--json") == {"queue": shop.queue, "dry_run": False, "deleted": 3}
     assert sqs.depth(shop.queue) == 0
     shop.run("queue", "stats", "no-such-queue", code=1)
 

@@ -17,11 +17,12 @@ from typing import Any, TypeVar
 
 import pytest
 
-from cloudq import CloudQ, states
+from cloudq import CloudQ, Queue, letters, states
 from cloudq.adapters import AdapterContext, Location
 from cloudq.broker import Outgoing
 from cloudq.clock import ManualClock, SystemClock
 from cloudq.errors import ConfigError, MessageTooLarge, TaskRevoked, TimerError
+from cloudq.letters import Match
 from cloudq.memory import MemoryBroker, MemoryStore
 from cloudq.runner import Runner
 from cloudq.settle import Verdict, settle
@@ -309,15 +310,42 @@ def test_attributes_and_tenant_travel(site: Site) -> None:
     assert found["Attributes"]["MessageGroupId"] == "acme"
 
 
-def test_what_cannot_be_delivered_reaches_the_dead_letter_queue(site: Site) -> None:
-    async def scenario(timer: EventBridgeTimer) -> None:
-        await timer.at(site.clock.time() + 120, "ordered.fifo", Outgoing(body="x", group="g"), key="one")
+@pytest.mark.parametrize(("task", "queue"), [("note", "work"), ("in_order", "ordered.fifo")])
+def test_what_cannot_be_delivered_is_a_dead_letter_that_can_be_redriven(site: Site, task: str, queue: str) -> None:
+    app = site.app(queues=[Queue(name="work", dead_letter="undelivered"), Queue(name="ordered.fifo", dead_letter="undelivered")])
+    options = {"ordering_key": "g"} if queue.endswith(".fifo") else {}
+    result = app[task].options(delay="3d", **options).delay("x")
+    attributes = {"FifoQueue": "true"} if options else {}
+    url = site.sqs.get_queue_url(QueueName=queue)["QueueUrl"]
+    (schedule,) = site.firing.read()
+    site.sqs.delete_queue(QueueUrl=url)
+    site.clock.advance(3 * DAY)
+    site.firing.fire(schedule, site.clock.time())
+    site.sqs.create_queue(QueueName=queue, Attributes=attributes)
 
-    with_timer(site, scenario)
-    site.sqs.delete_queue(QueueUrl=site.sqs.get_queue_url(QueueName="ordered.fifo")["QueueUrl"])
-    (found,) = site.firing.scheduler.list_schedules(GroupName=site.group)["Schedules"]
-    site.firing.fire(site.firing.scheduler.get_schedule(GroupName=site.group, Name=found["Name"]), 0)
-    assert site.count("", "undelivered") == 1
+    (letter,) = app.io.run(letters.scan(app, "undelivered")).letters
+    assert (letter.id, letter.task, letter.queue, letter.delivery.queue) == (result.id, task, queue, "undelivered")
+    assert letter.reason == "EventBridge Scheduler could not send it"
+    assert "NonExistentQueue" in letter.error["type"]
+    assert "does not exist" in letter.error["detail"]
+    done = app.io.run(letters.redrive(app, "undelivered", Match(error="nonexistentqueue")))
+    assert [target for _, target in done.sent] == [queue]
+    site.drain(app)
+    assert [word for word, _ in site.ran] == ["x"]
+    assert site.count("", "undelivered") == site.count("NotVisible", "undelivered") == 0
+
+
+def test_what_scheduler_cut_is_kept_as_it_came(site: Site) -> None:
+    app = site.app()
+    why = {"SCHEDULE_ARN": "arn", "TARGET_ARN": "arn:aws:scheduler:::aws-sdk:sqs:sendMessage", "ERROR_CODE": "Throttled"}
+    cut = '{"QueueUrl":"http://x/1/work","MessageBody":"{\\"v\\":1,\\"ta'
+    site.sqs.send_message(
+        QueueUrl=site.sqs.get_queue_url(QueueName="work-dlq")["QueueUrl"],
+        MessageBody=cut,
+        MessageAttributes={name: {"DataType": "String", "StringValue": value} for name, value in why.items()},
+    )
+    (letter,) = app.io.run(letters.scan(app, "work-dlq")).letters
+    assert (letter.raw, letter.task, letter.error["type"]) == (cut, None, "Throttled")
 
 
 def test_names_keep_to_64_plain_characters_and_stay_apart(site: Site) -> None:

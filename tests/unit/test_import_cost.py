@@ -9,8 +9,8 @@ import textwrap
 import pytest
 
 HEAVY = {
-    "aiobotocore", "aiohttp", "boto3", "botocore", "click", "cloudq_aws", "cloudq_gcp", "cloudq_templates", "fastapi", "flask", "google",
-    "grpc", "httpx", "jinja2", "pydantic", "pydantic_core", "pytest", "requests", "rich", "sqlite3", "starlette", "typer", "urllib3",
+    "aiobotocore", "aiohttp", "boto3", "botocore", "click", "cloudq_aws", "cloudq_gcp", "cloudq_templates", "cryptography", "fastapi", "flask",
+    "google", "grpc", "httpx", "jinja2", "pydantic", "pydantic_core", "pytest", "requests", "rich", "sqlite3", "starlette", "typer", "urllib3",
     "uvicorn", "watchfiles", "werkzeug",
 }  # fmt: skip
 
@@ -51,6 +51,11 @@ worker.join(10)
 assert values == [{"a": 3}, "X", {"sum": 3}, 0.5], values
 """
 
+SIGNED = """
+import os
+os.environ["CLOUDQ_SIGNING_KEYS"] = "a:" + "A" * 43
+"""
+
 EAGER = """
 app.conf.task_always_eager = True
 assert later.delay("x").get() == "X"
@@ -72,8 +77,8 @@ def loaded(code: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "code",
-    ["import cloudq", APP, APP + CALLS, APP + CALLS + WORK, APP + EAGER],
-    ids=["import", "define", "delay", "worker", "eager"],
+    ["import cloudq", APP, APP + CALLS, APP + CALLS + WORK, APP + EAGER, SIGNED + APP + CALLS + WORK],
+    ids=["import", "define", "delay", "worker", "eager", "signed"],
 )
 def test_plain_typed_tasks_load_no_sdk_cli_template_web_or_validation_library(code: str) -> None:
     modules = loaded(code)

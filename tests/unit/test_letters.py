@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -93,7 +92,7 @@ class _Slow(MemoryBroker):
 
 
 def test_leases_are_kept_for_as_long_as_a_scan_takes() -> None:
-    app = _app(_Slow(limits=replace(DEFAULT, lease=1.0, receive=2)))
+    app = _app(_Slow(limits=DEFAULT._replace(lease=1.0, receive=2)))
     app.broker.create_queue("default")  # type: ignore[attr-defined]
     _send(app, "default", *(_body(f"t{n}") for n in range(60)))
     found = app.io.run(letters.scan(app, "default"))

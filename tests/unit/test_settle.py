@@ -335,7 +335,7 @@ def test_a_letter_with_no_room_at_all_travels_as_it_is_with_the_reason_beside_it
     message.delay("y" * room)
     world.host()
     (delivery,) = drive(world.broker.receive("q-dlq", max_messages=1, wait=0))
-    assert "the task failed" in delivery.attributes["cloudq-dead"]
+    assert "it raised " in delivery.attributes["cloudq-dead"]
     assert json.loads(delivery.body)["id"] == "z"
 
 

@@ -177,7 +177,7 @@ class Queues:
                 raise invalid("DestinationArn", call.params["DestinationArn"], "It is not of the source's type.")
         if not self._sources(source.name):
             raise Refused("InvalidParameterValue", "Source queue must be configured as a Dead Letter Queue.")
-        todo = (await self._broker.stats(source.name)).ready
+        todo = (await self._broker.stats(source.name)).ready or 0
         task: Answer = {
             "Status": "COMPLETED",
             "SourceArn": call.params["SourceArn"],

@@ -60,7 +60,7 @@ def root(
 
 cli.command()(work.worker)
 cli.command()(work.dev)
-cli.command()(calling.call)
+cli.command(cls=calling.Call)(calling.call)
 cli.command()(calling.result)
 cli.add_typer(queues.commands, name="queue")
 cli.add_typer(letters.commands, name="dlq")

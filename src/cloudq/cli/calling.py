@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 from rich.text import Text
+from typer.core import TyperCommand
 
 from cloudq import states
 from cloudq.cli.exits import FAILED
@@ -35,11 +36,25 @@ Timeout = Annotated[
 AsJSON = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
 
+class Call(TyperCommand):
+    """A command whose arguments may be negative numbers."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # ctx: which click Typer brings along differs by version
+        """Parse; what looks like an option and is neither one nor a number is still an error."""
+        plain = args[: args.index("--")] if "--" in args else list(args)
+        ctx.ignore_unknown_options = True
+        rest = super().parse_args(ctx, args)
+        for text in ctx.params.get("arguments") or ():
+            if text in plain and re.match(r"-[^\d.]", text):
+                raise typer.BadParameter(f"there is no option {text.partition('=')[0]}; text that begins with - stands after --", ctx=ctx)
+        return rest
+
+
 def call(
     context: typer.Context,
     task: Annotated[str, typer.Argument(help="The task's name.")],
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[VALUE|NAME=VALUE]...", help="Each in JSON; what is no JSON is text.")
+        list[str] | None, typer.Argument(metavar="VALUE|NAME=VALUE", help="Each in JSON; what is no JSON is text.")
     ] = None,
     args: Annotated[str | None, typer.Option("--args", metavar="JSON", help="All positional arguments, as a JSON list.")] = None,
     kwargs: Annotated[str | None, typer.Option("--kwargs", metavar="JSON", help="Keyword arguments, as a JSON object.")] = None,

@@ -35,7 +35,7 @@ def list_queues(context: typer.Context, as_json: AsJSON = False) -> None:
 @commands.command()
 def stats(
     context: typer.Context,
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Queues; all that the app declares, if none.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Queues; all that the app declares, if none.")] = None,
     as_json: AsJSON = False,
 ) -> None:
     """Count messages. Exits with 1 where a queue that is named does not exist."""
@@ -81,6 +81,8 @@ def _cells(found: QueueStats | None) -> list[Text]:
 def _dead_letters(found: QueueStats | None) -> Text:
     if found is None:
         return _MISSING
+    if found.ready is None or found.in_flight is None:
+        return _NONE
     total = found.ready + found.in_flight
     return Text(f"{total:,}", "bold red" if total else "dim")
 
@@ -156,16 +158,23 @@ def as_document(letter: Letter, *, payload: bool) -> dict[str, Any]:
 def purge(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="The queue.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many would be deleted.")] = False,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
     as_json: AsJSON = False,
 ) -> None:
     """Delete all messages that wait in a queue. There is no way back. What is in flight or delayed stays."""
     app = state_of(context).load_shared()
     there = run_on(app, app.broker.stats(name)).ready
-    confirm(f"Delete about {there:,} messages of {name} for good?", yes=yes)
+    if dry_run:
+        if as_json:
+            emit({"queue": name, "dry_run": True, "deleted": there})
+        else:
+            put("this broker does not count; all would be deleted" if there is None else f"about {there:,} would be deleted")
+        return
+    confirm(f"Delete {'all' if there is None else f'about {there:,}'} messages of {name} for good?", yes=yes)
     with working("deleting", there) as progress:
         deleted = run_on(app, letters.purge(app, name, progress=progress))
     if as_json:
-        emit({"queue": name, "deleted": deleted})
+        emit({"queue": name, "dry_run": False, "deleted": deleted})
     else:
         put(f"{deleted:,} deleted")

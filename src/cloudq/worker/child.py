@@ -74,7 +74,7 @@ class Child:
             sent=frame["sent"],
             group=frame["group"],
         )
-        job = runner.admit(delivery)
+        job = runner.admit(delivery, trusted=True)  # the parent has seen to that
         outcome = job.outcome
         if outcome is not None:  # since the worker looked it has expired, or a deploy has changed the code
             runner.notify(job, outcome)

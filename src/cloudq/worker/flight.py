@@ -27,7 +27,7 @@ class Flight:
     lost: bool = False
     """Its lease was lost: nothing more is extended."""
     slot_lost: bool = False
-    """Its thread could not be stopped at the time limit: the slot is free again when the thread returns."""
+    """It has no slot to give back: it is held, or its thread could not be stopped at the time limit (then the thread's return frees it)."""
     alarm: asyncio.TimerHandle | None = None
     """Goes off at the time limit."""
     progress: tuple[str, Any] | None = None

@@ -57,6 +57,10 @@ class Slots:
                 self.give(waiter.granted.result())
             raise
 
+    def borrow(self) -> None:
+        """Take one slot at once, even where receives have taken all that were free: they get one less next time."""
+        self.free -= 1
+
     def give(self, count: int) -> None:
         """Give slots back."""
         self.free += count

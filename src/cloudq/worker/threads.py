@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import queue
+import logging
 import sys
 import threading
 from collections import deque
@@ -16,77 +16,119 @@ from cloudq.worker.flight import Complete, Flight
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+logger = logging.getLogger("cloudq.worker")
+
 
 class ThreadExecutor:
-    """A pool that grows to ``size`` threads as work comes. Daemon threads: one that hangs does not keep the process alive."""
+    """A pool that grows to ``size`` threads as work comes. Daemon threads: one that hangs does not keep the process alive.
+
+    To wake a thread costs as much as to run a short task. So work that comes wakes one thread, and each that takes some wakes the next
+    before it begins, while there is more: short tasks keep few threads busy, and those that block get a thread each all the same.
+    """
 
     def __init__(self, runner: Runner, size: int, complete: Complete) -> None:
         self._runner = runner
         self._size = size
         self._complete = complete
-        self._work: queue.SimpleQueue[Flight | Callable[[], None] | None] = queue.SimpleQueue()
+        self._work: deque[Flight | Callable[[], None]] = deque()
+        self._idle: list[threading.Lock] = []
+        self._coming = False
+        """A thread was woken or started, and has yet to look for work. Where there is work and nobody idle, it may be false."""
+        self._closed = False
         self._threads = 0
-        self._busy = 0
+        self._growing = threading.Lock()
 
     def submit(self, flight: Flight) -> None:
-        self._put(flight)
+        self._work.append(flight)
+        self._wake()
 
     def call(self, function: Callable[[], None]) -> None:
         """Run some other user code (a hook) on a thread."""
-        loop = asyncio.get_running_loop()
+        self._work.append(function)
+        self._wake()
 
-        def run() -> None:
+    def _wake(self) -> None:
+        """See to it that a thread looks for work; from any thread, once the work is there."""
+        while self._work and not self._coming:
+            self._coming = True
             try:
-                function()
-            finally:
-                loop.call_soon_threadsafe(self.finished)
+                self._idle.pop().release()
+            except IndexError:
+                if not self._grow():
+                    self._coming = False
+                    if self._idle:  # since we looked; who brought work meanwhile relied on us
+                        continue
+            return
 
-        self._put(run)
-
-    def _put(self, item: Flight | Callable[[], None]) -> None:
-        self._busy += 1  # an upper bound: ``finished`` lowers it on the I/O loop
-        if self._busy > self._threads and self._threads < self._size:
+    def _grow(self) -> bool:
+        """Start one more thread; say whether there was room for it."""
+        with self._growing:
+            if self._threads >= self._size:
+                return False
             self._threads += 1
-            threading.Thread(target=self._serve, name=f"cloudq-task-{self._threads}", daemon=True).start()
-        self._work.put(item)
-
-    def finished(self) -> None:
-        """The worker has seen one of the submitted flights complete."""
-        self._busy -= 1
+            number = self._threads
+        try:
+            threading.Thread(target=self._serve, name=f"cloudq-task-{number}", daemon=True).start()
+        except RuntimeError as error:  # the system has none left
+            logger.error("a thread could not be started; those that there are go on: %s", error)
+            with self._growing:
+                self._threads -= 1
+            return False
+        return True
 
     def _serve(self) -> None:
-        get, run, complete = self._work.get, self._runner.run_isolated, self._complete
+        work, run, complete = self._work, self._runner.run_isolated, self._complete
+        bell = threading.Lock()
+        bell.acquire()
+        self._coming = False
         while True:
-            item = get()
-            if item is None:
-                return
+            try:
+                item = work.popleft()
+            except IndexError:
+                if self._closed:
+                    return
+                self._rest(bell)
+                continue
+            if work:
+                self._wake()
             if isinstance(item, Flight):
                 item.start()
                 complete(item, run(item.job))
             else:
                 item()
 
+    def _rest(self, bell: threading.Lock) -> None:
+        """Wait to be woken."""
+        self._idle.append(bell)
+        if self._work or self._closed:  # it came before we could be found
+            with contextlib.suppress(ValueError):  # found already
+                self._idle.remove(bell)
+                bell.release()
+        bell.acquire()
+        self._coming = False
+
     def withdraw(self) -> list[Flight]:
         taken: list[Flight] = []
-        others: list[Callable[[], None] | None] = []
-        with contextlib.suppress(queue.Empty):
+        others: list[Callable[[], None]] = []
+        with contextlib.suppress(IndexError):
             while True:
-                item = self._work.get_nowait()
+                item = self._work.popleft()
                 if isinstance(item, Flight):
                     taken.append(item)
                 else:
                     others.append(item)
-        for other in others:  # user code too: it stays a thread's work
-            self._work.put(other)
-        self._busy -= len(taken)
+        self._work.extend(others)  # user code too: it stays a thread's work
+        self._wake()
         return taken
 
     def cancel(self) -> None:
         """A thread cannot be ended from outside."""
 
     def close(self) -> None:
-        for _ in range(self._threads):
-            self._work.put(None)
+        self._closed = True
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.pop().release()
 
 
 class LoopExecutor:

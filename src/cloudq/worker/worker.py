@@ -23,11 +23,12 @@ from cloudq.broker import Broker, Delivery, SettleError
 from cloudq.coalesce import Coalescer
 from cloudq.errors import BrokerError, ConfigError, LeaseLost, QueueNotFound, StoreError, TimerError
 from cloudq.io import drive
-from cloudq.outcome import Dead, Done, Outcome
+from cloudq.outcome import Dead, Done, Later, Outcome
 from cloudq.runner import Job, Runner
 from cloudq.settle import Verdict, announce, is_settled, settle, task_logger
 from cloudq.worker.flight import Executor, Flight
 from cloudq.worker.groups import Groups
+from cloudq.worker.holding import Holding
 from cloudq.worker.poller import Poller
 from cloudq.worker.processes import ProcessExecutor
 from cloudq.worker.slots import Slots
@@ -177,6 +178,12 @@ class Worker:
         await self._check_queues()
         options, limits = self.options, self.app.broker.limits
         self._slots = Slots(self._size + self._ahead(), self.queues)
+        self._holding = Holding(
+            limits,
+            timer=self.app.timer is not None,
+            busy=lambda: len(self._flights) - len(self._holding) >= self._size,
+            resume=self._resume,
+        )
         self._threads = ThreadExecutor(self.runner, self._size, self._complete)
         self._tasks = LoopExecutor(self.runner, self._size, self._complete)
         self._children = (
@@ -426,8 +433,6 @@ class Worker:
         while completed:
             flight, outcome = completed.popleft()
             job = flight.job
-            if self._children is None and job.task is not None and not job.task.is_async:
-                self._threads.finished()
             if flight.alarm is not None:
                 flight.alarm.cancel()
             if flight.slot_lost:
@@ -466,12 +471,23 @@ class Worker:
         flight.concluded = True
         if not isinstance(outcome, Done) or task_logger.isEnabledFor(logging.INFO):
             announce(flight.job, outcome, time.monotonic() - flight.began)
+        if isinstance(outcome, Later) and not self._is_stopping and self._holding.hold(flight, outcome):
+            self._slots.give(0 if flight.slot_lost else 1)
+            flight.slot_lost = True
+            return
         if hooks and self.app.hooks.on_dead and isinstance(outcome, Dead):
             self._threads.call(lambda: self.runner.notify(flight.job, outcome))
         if is_settled(flight.job, outcome):
             self._ack_many([flight])
         else:
             self._spawn(self._settle(flight, outcome))
+
+    def _resume(self, flight: Flight) -> None:
+        """What was held is due: look at its delivery as if it had just come."""
+        self._flights.discard(flight)
+        if not flight.lost:
+            self._slots.borrow()
+            self._accept([flight.job.delivery])
 
     async def _settle(self, flight: Flight, outcome: Outcome) -> None:
         job = flight.job
@@ -573,7 +589,7 @@ class Worker:
             if options.drain:
                 await asyncio.sleep(0.05)
                 looked = all(poller.empty and poller.looked_at > self._landed_at for poller in self._pollers.values())
-                if looked and not self._flights:  # what settling sent was there to be found
+                if looked and len(self._flights) == len(self._holding):  # what settling sent was there to be found
                     self._ask_stop(StopReason.DRAINED)
             else:
                 await asyncio.sleep(2.0)
@@ -585,6 +601,7 @@ class Worker:
         logger.info("stopping (%s): %d in flight", self.reason.value, len(self._flights))
         for poller in self._pollers.values():
             poller.stop()
+        await self._give_back(self._holding.withdraw())
         if not self.options.once and self.reason is not StopReason.RECYCLE:  # what --max-tasks has counted runs
             await self._give_back([flight for executor in self._executors() for flight in executor.withdraw()])
             await self._give_back(

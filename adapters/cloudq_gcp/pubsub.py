@@ -1,0 +1,371 @@
+"""The Pub/Sub broker: cloudq's broker seam over Google's generated asynchronous clients and unary pulls."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Final
+
+from cloudq.adapters import Adapter, AdapterContext, Location
+from cloudq.broker import Delivery, Limits, Outgoing, QueueStats
+from cloudq.clock import Clock, SystemClock
+from cloudq.errors import BrokerError, ConfigError, EntryTooLarge, LeaseLost, QueueNotFound, SendError, SettleError
+from cloudq_gcp.client import Api, Client
+from cloudq_gcp.errors import AccessDenied, RequestRefused, mapped, per_id, status_of
+from cloudq_gcp.naming import ANY, Naming
+
+__all__ = ["PubSubBroker", "adapter"]
+
+logger = logging.getLogger("cloudq.pubsub")
+
+# Google Cloud, "Pub/Sub quotas and limits": 10 MB and 1,000 messages a publish request, 100 attributes with keys of 256 and values of
+# 1,024 bytes, ordering keys of 1 KB, 512 KiB a request of ack ids (some 200 bytes each). ModifyAckDeadline: 0 to 600 s.
+_BATCH: Final = 1_000
+_REQUEST: Final = 10_000_000
+_BYTES: Final = _REQUEST - _BATCH * 1_100  # what ordering keys and framing may take
+_KEY: Final = 1_024
+_ATTRIBUTES: Final = 100
+_ATTRIBUTE_NAME: Final = 256
+_ATTRIBUTE_VALUE: Final = 1_024
+_EXTEND: Final = 600
+_RETENTION: Final = 7 * 24 * 3600.0  # a subscription's default: what is older goes, leased or not
+_LEAST: Final = 10
+"""Seconds of the shortest ack deadline that a subscription can have."""
+
+_WAIT: Final = 20.0
+_POLL: Final = 1.0
+"""Seconds of the shortest pull that waits: what comes while a pull is given up is leased to nobody, so short ones only ask."""
+_HOLD: Final = 60.0
+_ANSWER: Final = 15.0
+"""Seconds that a request with its repetitions may take, beyond the wait that it asks for."""
+
+_PUBLISHER = Api(package="google.pubsub_v1.services.publisher", name="Publisher")
+_SUBSCRIBER = Api(package="google.pubsub_v1.services.subscriber", name="Subscriber")
+
+
+@dataclass(slots=True)
+class _Receipt:
+    ack_id: str
+    acked: bool = False
+
+
+class PubSubBroker:
+    """Pub/Sub as a Broker. ``naming`` says which topic and subscription a queue is; ``endpoint`` may be a regional one.
+
+    ``lease`` (whole seconds, 1 to 600) is what a received message is ours for: the subscription's own ack deadline where that is the
+    same (then it costs no request), else set when messages have been received. ``wait`` is the longest pull, by default 20 s and no more
+    than half the lease, because a lease is counted from before its pull began. ``hold`` is how long a worker may hold a message that is
+    not due, as Pub/Sub has no delays; 0 where queues are pushed: then every delay is the timer's.
+
+    A subscription with message ordering keeps the order of groups. A subscription without a dead-letter policy counts no
+    deliveries (``receives`` is 0), so crash loops cannot be told from first deliveries. With exactly-once delivery LeaseLost is what
+    Pub/Sub says; without, an ack or extension after the lease is not answered with an error, and only our own clock tells.
+
+    Needs pubsub.topics.publish on topics and pubsub.subscriptions.consume on subscriptions; pubsub.subscriptions.get (roles/pubsub.viewer)
+    lets it learn a subscription's deadline, and ``stats`` needs it. It never lists, creates or deletes any.
+
+    ``receive`` with a wait under a second asks once at its beginning and once at its end; Pub/Sub may then answer nothing although there is
+    something.
+    """
+
+    def __init__(
+        self,
+        naming: Naming,
+        *,
+        lease: float = 60.0,
+        wait: float | None = None,
+        hold: float = _HOLD,
+        endpoint: str | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        if not 1 <= lease <= _EXTEND or lease != int(lease):
+            raise ConfigError(f"pubsub:// needs a lease of whole seconds from 1 to {_EXTEND}, not {lease:g}")
+        poll = min(_WAIT, lease / 2) if wait is None else wait
+        if not 0 <= poll < lease:
+            raise ConfigError(f"pubsub:// needs a wait from 0 s to less than the lease of {lease:g} s, not {poll:g}")
+        if not 0 <= hold <= _EXTEND:
+            raise ConfigError(f"pubsub:// can hold messages for 0 to {_EXTEND} s, not {hold:g}")
+        self.naming = naming
+        self._limits = Limits(
+            batch=_BATCH,
+            batch_bytes=_BYTES,
+            body=_BYTES,
+            receive=_BATCH,
+            wait=float(poll),
+            delay=0.0,
+            hold=float(hold),
+            lease=float(lease),
+            extend=float(_EXTEND),
+            max_lease=_RETENTION,
+            ordering=True,
+            counts=False,
+        )
+        self._clock = clock or SystemClock()
+        self._client = Client(_PUBLISHER, _SUBSCRIBER, emulator="PUBSUB_EMULATOR_HOST", endpoint=endpoint)
+        self._deadlines: dict[str, int | None] = {}
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    # ------------------------------------------------------------------ sending
+
+    async def send(self, queue: str, messages: Sequence[Outgoing]) -> Sequence[SendError | None]:
+        answers: list[SendError | None] = [refusal(queue, message) for message in messages]
+        entries = [index for index, answer in enumerate(answers) if answer is None]
+        if entries:
+            await self._publish(queue, messages, entries, answers)
+        return answers
+
+    async def _publish(self, queue: str, messages: Sequence[Outgoing], entries: Sequence[int], answers: list[SendError | None]) -> None:
+        """Publish some of the messages. Where Pub/Sub refuses a request for one of them, halves are sent one after another, in order."""
+        topic = self.naming.topic_of(queue)
+
+        def request() -> Any:
+            types: Any = import_module("google.pubsub_v1.types")
+            make = types.PubsubMessage.pb()
+            made = [
+                make(data=_bytes(message.body), attributes=message.attributes, ordering_key=message.group or "")
+                for message in map(messages.__getitem__, entries)
+            ]
+            return types.PublishRequest.wrap(types.PublishRequest.pb()(topic=topic, messages=made))
+
+        try:
+            with mapped("publish", queue):
+                reply = await self._client.request("Publisher", "publish", request, within=_ANSWER)
+        except RequestRefused as error:
+            if len(entries) > 1:
+                half = len(entries) // 2
+                await self._publish(queue, messages, entries[:half], answers)
+                await self._publish(queue, messages, entries[half:], answers)
+            else:
+                answers[entries[0]] = refused = SendError(str(error), code=error.code)
+                refused.__cause__ = error
+            return
+        for index in entries[len(reply.message_ids) :]:
+            answers[index] = SendError(f"queue {queue!r}: Pub/Sub gave a message no id", retryable=True)
+
+    # ------------------------------------------------------------------ receiving
+
+    async def receive(self, queue: str, *, max_messages: int, wait: float) -> Sequence[Delivery]:
+        subscription, most = self.naming.subscription_of(queue), min(max_messages, _BATCH)
+        deadline = await self._deadline(queue)
+        started = self._clock.time()  # before the request: the lease ends no earlier than we think
+        if wait >= _POLL:
+            received = await self._pull(queue, subscription, most, wait=min(wait, self._limits.wait))
+        else:
+            received = await self._pull(queue, subscription, most)
+            if not received and wait > 0:
+                await asyncio.sleep(wait)
+                received = await self._pull(queue, subscription, most)
+        deliveries = [_delivery(queue, each, started, deadline or _LEAST) for each in received]
+        if deliveries and deadline != self._limits.lease:
+            deliveries = await self._lease(deliveries)
+        return deliveries
+
+    async def _pull(self, queue: str, subscription: str, most: int, *, wait: float = 0.0) -> Sequence[Any]:
+        def request() -> Any:
+            types: Any = import_module("google.pubsub_v1.types")
+            return types.PullRequest(subscription=subscription, max_messages=most, return_immediately=not wait)
+
+        with mapped("pull", queue):
+            try:
+                reply = await self._client.request(
+                    "Subscriber", "pull", request, within=wait or _ANSWER, routed_by="" if wait else "subscription"
+                )
+            except Exception as error:
+                if wait and status_of(error) == "DEADLINE_EXCEEDED":  # how a pull that found nothing ends
+                    return ()
+                raise
+            types: Any = import_module("google.pubsub_v1.types")
+            received: Sequence[Any] = types.PullResponse.pb(reply).received_messages
+            return received
+
+    async def _lease(self, deliveries: list[Delivery]) -> list[Delivery]:
+        """Give what has been received the lease that we promise."""
+        try:
+            answers = await self.extend(deliveries, self._limits.lease)
+        except BrokerError as error:
+            logger.warning("%d leases stay as short as their subscription's ack deadline: %s", len(deliveries), error)
+            return deliveries
+        return [delivery for delivery, answer in zip(deliveries, answers, strict=True) if not isinstance(answer, LeaseLost)]
+
+    async def _deadline(self, queue: str) -> int | None:
+        """The ack deadline of a queue's subscription, in seconds, which is asked for once; ``None`` where we may not know."""
+        if queue not in self._deadlines:
+            try:
+                found = await self._look(queue)
+            except AccessDenied:
+                self._deadlines[queue] = None
+            else:
+                if not found.dead_letter_policy.dead_letter_topic:
+                    logger.info("%s has no dead-letter policy, so Pub/Sub does not count deliveries: crash loops go unseen", found.name)
+        return self._deadlines[queue]
+
+    async def _look(self, queue: str) -> Any:
+        """Read a queue's subscription and remember its deadline."""
+        name = self.naming.subscription_of(queue)
+
+        def request() -> Any:
+            return import_module("google.pubsub_v1.types").GetSubscriptionRequest(subscription=name)
+
+        with mapped("get_subscription", queue):
+            found = await self._client.request("Subscriber", "get_subscription", request, within=_ANSWER)
+        self._deadlines[queue] = int(found.ack_deadline_seconds)
+        return found
+
+    # ------------------------------------------------------------------ settling
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> Sequence[SettleError | None]:
+        todo = [index for index, delivery in enumerate(deliveries) if not _receipt(delivery).acked]
+        answers = await self._settle("acknowledge", deliveries, todo)
+        for index in todo:
+            _receipt(deliveries[index]).acked = answers[index] is None
+        return answers
+
+    async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[SettleError | None]:
+        deadline, now = math.ceil(seconds), self._clock.time()
+        # Pub/Sub would move the deadline of a message that another consumer holds by now, or say nothing: it is not asked.
+        todo = [index for index, delivery in enumerate(deliveries) if now < delivery.lease_until]
+        answers = await self._settle("modify_ack_deadline", deliveries, todo, ack_deadline_seconds=deadline)
+        for index in todo:
+            if answers[index] is None:
+                deliveries[index].lease_until = now + deadline
+        for index in set(range(len(deliveries))) - set(todo):
+            delivery = deliveries[index]
+            answers[index] = LeaseLost(
+                f"queue {delivery.queue!r}, message {delivery.message_id}: its lease ended {now - delivery.lease_until:.1f} s ago"
+            )
+        return answers
+
+    async def _settle(
+        self, action: str, deliveries: Sequence[Delivery], todo: Sequence[int], **parameters: Any
+    ) -> list[SettleError | None]:
+        answers: list[SettleError | None] = [None] * len(deliveries)
+        if not todo:
+            return answers
+        queue = deliveries[0].queue
+        name, ids = self.naming.subscription_of(queue), [_receipt(deliveries[index]).ack_id for index in todo]
+
+        def request() -> Any:
+            types: Any = import_module("google.pubsub_v1.types")
+            kind = types.AcknowledgeRequest if action == "acknowledge" else types.ModifyAckDeadlineRequest
+            return kind(subscription=name, ack_ids=ids, **parameters)
+
+        with mapped(action, queue):
+            try:
+                await self._client.request("Subscriber", action, request, within=_ANSWER)
+            except Exception as error:
+                reasons = per_id(error)
+                if not reasons:
+                    raise
+                for index, ack_id in zip(todo, ids, strict=True):
+                    answers[index] = _failure(f"{action} on queue {queue!r}, message {deliveries[index].message_id}", reasons.get(ack_id))
+        return answers
+
+    async def stats(self, queue: str) -> QueueStats:
+        """Pub/Sub counts messages in Cloud Monitoring only: this says that the queue is there, whole, or raises QueueNotFound."""
+        topic, found = self.naming.topic_of(queue), await self._look(queue)
+        if found.topic != topic:
+            raise QueueNotFound(f"queue {queue!r}: {found.name} is a subscription of {found.topic}, and messages are sent to {topic}")
+        return QueueStats(ready=None, in_flight=None)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+def _delivery(queue: str, received: Any, started: float, deadline: int) -> Delivery:
+    message = received.message
+    return Delivery(
+        queue=queue,
+        body=message.data.decode("utf-8", "surrogateescape"),
+        receipt=_Receipt(received.ack_id),
+        receives=received.delivery_attempt,
+        message_id=message.message_id,
+        sent=message.publish_time.seconds + message.publish_time.nanos / 1e9,
+        received=started,
+        lease_until=started + deadline,
+        group=message.ordering_key or None,
+        attributes=dict(message.attributes),
+    )
+
+
+def _receipt(delivery: Delivery) -> _Receipt:
+    assert isinstance(delivery.receipt, _Receipt)
+    return delivery.receipt
+
+
+def _failure(tried: str, reason: str | None) -> SettleError:
+    """Why one entry of a refused request failed. One that the answer leaves out may be done: it is safe to try again."""
+    if reason is None:
+        return SettleError(f"{tried}: not confirmed", retryable=True)
+    if reason == "PERMANENT_FAILURE_INVALID_ACK_ID":
+        return LeaseLost(f"{tried}: its lease has ended ({reason})", code=reason)
+    return SettleError(f"{tried}: {reason}", retryable=reason.startswith("TRANSIENT_FAILURE_"), code=reason)
+
+
+def refusal(queue: str, message: Outgoing) -> SendError | None:
+    """Why Pub/Sub would refuse ``message``, found before the request because it would refuse the whole batch for it."""
+    if not message.body:
+        return _refused(queue, "its body is empty", "EmptyMessage")
+    if message.delay > 0:
+        return _refused(queue, "Pub/Sub has no delays", "InvalidDelay")
+    try:
+        size = len(_bytes(message.body))
+    except UnicodeEncodeError:
+        return _refused(queue, "its body holds lone surrogates, which are no text; encode it", "InvalidText")
+    if size > _BYTES:
+        return EntryTooLarge(
+            f"queue {queue!r} cannot take a message: it has {size:,} bytes, and Pub/Sub takes {_BYTES:,}; pass a reference instead",
+            code="MessageTooLong",
+        )
+    if message.group is not None and not 0 < len(_bytes(message.group)) <= _KEY:
+        return _refused(queue, f"its ordering key must have 1 to {_KEY:,} bytes", "InvalidOrderingKey")
+    return _refused_attributes(queue, message.attributes) if message.attributes else None
+
+
+def _refused_attributes(queue: str, attributes: Mapping[str, str]) -> SendError | None:
+    if len(attributes) > _ATTRIBUTES:
+        return _refused(queue, f"it has {len(attributes)} attributes, and Pub/Sub takes {_ATTRIBUTES}", "TooManyAttributes")
+    for name, value in attributes.items():
+        if not 0 < len(_bytes(name)) <= _ATTRIBUTE_NAME or name.startswith("goog"):
+            why = f"an attribute's name must have 1 to {_ATTRIBUTE_NAME} bytes and not begin with goog"
+            return _refused(queue, why, "InvalidAttributeName")
+        if len(_bytes(value)) > _ATTRIBUTE_VALUE:
+            return _refused(queue, f"an attribute is over {_ATTRIBUTE_VALUE:,} bytes", "InvalidAttributeValue")
+    return None
+
+
+def _refused(queue: str, why: str, code: str) -> SendError:
+    return SendError(f"queue {queue!r} cannot take a message: {why}", code=code)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _open(location: Location, context: AdapterContext) -> PubSubBroker:
+    location.allow("prefix", "lease", "wait", "hold", "subscription", "endpoint")
+    if location.path:
+        raise ConfigError(f"pubsub:// takes a project and options, no path like {location.path!r}: pubsub://project-id/?prefix=shop-")
+    project = location.host or os.environ.get("GOOGLE_CLOUD_PROJECT")
+    if not project:
+        raise ConfigError("no Google Cloud project: write it in the URL (pubsub://project-id/), or set GOOGLE_CLOUD_PROJECT")
+    options = location.options
+    return PubSubBroker(
+        Naming(project=project, prefix=options.get("prefix", ""), subscription=options.get("subscription", ANY)),
+        lease=location.seconds("lease", 60.0),
+        wait=location.seconds("wait", 0.0) if "wait" in options else None,
+        hold=location.seconds("hold", _HOLD),
+        endpoint=options.get("endpoint"),
+        clock=context.clock,
+    )
+
+
+adapter = Adapter(broker=_open)
+"""What the entry point ``pubsub`` names."""

@@ -1,0 +1,64 @@
+"""As test_kill, with the Firestore store: a worker killed by SIGKILL leaves claims that another takes over, and no result is lost."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from cloudq import CloudQ, states
+from tests.acceptance.ledger import Ledger
+from tests.acceptance.test_kill import CALLS, LEASE, Aftermath, Scenario, _call, _letters, _live_and_die, _take_over
+from tests.gcp_servers import Emulator
+from tests.servers import SQSServer, unique, use
+
+pytestmark = pytest.mark.parametrize("sqs_server", ["ours"], indirect=True)
+
+CASES = [("during", "done"), ("after result", "link"), ("before ack", "dead")]
+
+
+@pytest.fixture(scope="module")
+def aftermath(sqs_server: SQSServer, firestore_emulator: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aftermath]:
+    """Let a worker die in each scenario, then let one other worker drain all the queues."""
+    folder = tmp_path_factory.mktemp("killed")
+    ledger = Ledger(folder / "ledger")
+    env = {
+        **sqs_server.env,
+        **firestore_emulator.env,
+        "CLOUDQ_BROKER": f"sqs://?lease={LEASE}",
+        "CLOUDQ_STORE": "firestore:///killed",
+        "LEDGER": str(ledger.path),
+    }
+    scenarios = {(step, kind): Scenario(step, kind, unique(kind)) for step, kind in CASES}
+    with pytest.MonkeyPatch.context() as patch:
+        use(env, patch)
+        app = CloudQ("sender", broker=env["CLOUDQ_BROKER"], store=env["CLOUDQ_STORE"])
+        for scenario in scenarios.values():
+            sqs_server.make_queue(scenario.queue, dead_letter=f"{scenario.queue}-dlq")
+            _call(app, scenario)
+        with ThreadPoolExecutor(len(CASES)) as pool:
+            list(pool.map(lambda scenario: _live_and_die(scenario, app, env, folder), scenarios.values()))
+        _take_over(sqs_server, [scenario.queue for scenario in scenarios.values()], env, folder)
+        for scenario in scenarios.values():
+            scenario.letters = _letters(sqs_server, f"{scenario.queue}-dlq")
+        yield Aftermath(scenarios, app, ledger)
+        app.close()
+    ledger.close()
+
+
+@pytest.mark.parametrize(("step", "kind"), CASES)
+def test_what_a_killed_worker_claimed_is_taken_over_and_what_it_ended_stays(aftermath: Aftermath, step: str, kind: str) -> None:
+    scenario, ledger = aftermath.scenarios[step, kind], aftermath.ledger
+    ids, follow_ups = set(scenario.ids), set(scenario.follow_ups)
+    runs = ledger.counts("run")
+    again = {entry.id for entry in ledger.entries() if entry.event in ("run", "follow") and entry.pid != scenario.victim}
+
+    assert scenario.exit_code == -signal.SIGKILL
+    assert {aftermath.app.result(id).state for id in ids | follow_ups} == {states.FAILURE if kind == "dead" else states.SUCCESS}
+    assert set(scenario.letters) == (ids if kind == "dead" else set())
+    assert not scenario.ended_before & again
+    assert scenario.ended_before or step == "during"
+    assert all(1 <= runs[id] <= 2 for id in ids)
+    assert len(ids) == CALLS
