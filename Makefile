@@ -5,7 +5,7 @@ BIN := .venv/bin
 DEMO := .venv-demo/bin
 PIP_INSTALL := -m pip install --quiet --quiet --disable-pip-version-check --no-deps
 
-.PHONY: help demo test test-wheel check format-check lint mypy basedpyright imports format bench-memory requirements setup clean
+.PHONY: help demo test test-wheel check format-check lint mypy basedpyright imports format bench-lambda bench-memory bench-sqs requirements setup clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -14,8 +14,9 @@ help: ## say what can be made
 demo: .venv-demo/.installed ## index a folder with background tasks (FOLDER=... picks which)
 	@$(DEMO)/python examples/index_folder/demo.py $(if $(FOLDER),"$(FOLDER)")
 
+# The suite waits more than it computes: four at a time, each module in one process, because of its servers.
 test: .venv/.installed ## run the whole suite (ARGS="-k lease" narrows it)
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest $(if $(ARGS),$(ARGS),-n 4 --dist loadscope)
 
 test-wheel: .venv/.installed ## run unit and conformance tests on the built wheel, away from the checkout
 	@$(BIN)/python -m tests.packaging.wheel_suite unit conformance
@@ -43,6 +44,12 @@ format: .venv/.installed ## format the code, and mend what ruff can mend
 
 bench-memory: .venv/.installed ## tasks a second in one process, beside huey, taskiq, dramatiq and Celery (ROUNDS=5, ONLY="cloudq, huey")
 	@$(BIN)/python benchmarks/memory.py $(ARGS)
+
+bench-lambda: .venv/.installed ## import and cost a record in Lambda, beside Powertools and a Celery app (ROUNDS=9)
+	@$(BIN)/python benchmarks/lambda_host.py
+
+bench-sqs: .venv/.installed ## on our SQS server, beside Celery, dramatiq_sqs, taskiq-aio-sqs and the raw loop (ROUNDS=3, ONLY="cloudq, raw", LATENCIES="2, 10")
+	@$(BIN)/python benchmarks/sqs.py $(ARGS)
 
 requirements: .venv/.installed ## pin requirements/*.txt anew from pyproject.toml (ARGS=--upgrade takes newer versions)
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(ARGS) \

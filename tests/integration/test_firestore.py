@@ -121,6 +121,12 @@ def test_the_project_is_that_of_the_environment_where_the_url_names_none(firesto
         opened("firestore:///cloudq")
 
 
+def test_databases_of_a_project_are_kept_apart(firestore: Emulator) -> None:
+    key = unique()
+    with_store(lambda store: store.put("task", key, {}), opened(f"firestore:///{COLLECTION}"))
+    assert with_store(lambda store: store.get("task", key), opened(f"firestore:///{COLLECTION}?database=tasks")) is None
+
+
 # Documents
 
 

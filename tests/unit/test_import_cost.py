@@ -9,9 +9,9 @@ import textwrap
 import pytest
 
 HEAVY = {
-    "aiobotocore", "aiohttp", "boto3", "botocore", "click", "cloudq_aws", "cloudq_gcp", "cloudq_templates", "cryptography", "fastapi", "flask",
-    "google", "grpc", "httpx", "jinja2", "pydantic", "pydantic_core", "pytest", "requests", "rich", "sqlite3", "starlette", "typer", "urllib3",
-    "uvicorn", "watchfiles", "werkzeug",
+    "aiobotocore", "aiohttp", "boto3", "botocore", "click", "cloudq_aws", "cloudq_gcp", "cloudq_templates", "cryptography", "fastapi",
+    "flask", "google", "grpc", "httpx", "jinja2", "pydantic", "pydantic_core", "pytest", "requests", "rich", "sqlite3", "starlette",
+    "typer", "urllib3", "uvicorn", "watchfiles", "werkzeug",
 }  # fmt: skip
 
 APP = """
