@@ -118,8 +118,8 @@ def table(cases: list[Case], latency: float) -> str:
     """The results at one latency as Markdown."""
     by_name = {case.name: case for case in cases}
     lines = [
-        "| | sends/s, 1 caller | 16 callers | in bulk | of raw | tasks/s | of raw | of cloudq | requests a task | bytes |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| | sends/s, 1 caller | 16 callers | in bulk | of raw | tasks/s | of raw | of cloudq | requests a task | bytes | CPU µs to send | to run |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for case in cases:
         raw, base = by_name.get(case.raw or RAW), by_name.get(BASE)
@@ -135,6 +135,7 @@ def table(cases: list[Case], latency: float) -> str:
             share(drain, median(base, latency, "drain")),
             f"{sends + (median(case, latency, 'drain requests') or 0.0):.3f}",
             f"{median(case, latency, 'bytes'):,.0f}",
+            *(least(case, latency, *each) for each in (("many cpu", "shared cpu", "one cpu"), ("drain cpu",))),
         ]
         lines.append(f"| {case.name} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -148,6 +149,12 @@ def spread(case: Case, latency: float, what: str) -> str:
     """The median, with the lowest and the highest."""
     values = sorted(run[what] for run in case.runs[latency])
     return f"{statistics.median(values):,.0f} ({values[0]:,.0f} – {values[-1]:,.0f})"
+
+
+def least(case: Case, latency: float, *either: str) -> str:
+    """CPU of the client's process a message, in µs: the lowest, which a busy machine disturbs least."""
+    what = next(each for each in either if each in case.runs[latency][0])
+    return f"{min(run[what] for run in case.runs[latency]) * 1e6:,.0f}"
 
 
 def share(value: float | None, whole: float | None) -> str:

@@ -59,10 +59,11 @@ class Trial:
     @contextmanager
     def sending(self, how: str) -> Generator[None]:
         """A phase of sending; its rate counts what was accepted until it ends."""
-        before, accepted, began = stats(), len(self.accepted), time.perf_counter()
+        before, accepted, cpu, began = stats(), len(self.accepted), time.process_time(), time.perf_counter()
         yield
-        took = time.perf_counter() - began
-        self.found[how] = (len(self.accepted) - accepted) / took
+        took, cpu = time.perf_counter() - began, time.process_time() - cpu
+        sent = max(len(self.accepted) - accepted, 1)
+        self.found[how], self.found[f"{how} cpu"] = sent / took, cpu / sent
         after = stats()
         self.found[f"{how} requests"] = ratio(before, after, "Send")
         self.found["bytes"] = (after["body_bytes"] - before["body_bytes"]) / max(entries(before, after, "Send"), 1)
@@ -89,8 +90,9 @@ class Trial:
     @contextmanager
     def draining(self, how: str = "drain") -> Generator[None]:
         """The worker starts inside the block, and then ``wait`` is called there."""
-        before, self.ran = stats(), []
+        before, self.ran, cpu = stats(), [], time.process_time()
         yield
+        self.found[f"{how} cpu"] = (time.process_time() - cpu) / max(len(self.ran), 1)
         ran, times = len(self.ran), sorted(at for at, _ in self.ran)
         low, high = ran // 10, ran * 9 // 10  # the middle: neither the start of a worker nor its last partial batch
         self.found[how] = (high - low) / (times[high] - times[low]) if ran > 10 else 0.0

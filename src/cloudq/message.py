@@ -378,6 +378,7 @@ _KNOWN: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
     "flow": (_an_id, "a task id"),
     "each": (_flag, "true or false"),
     "ignore_result": (_flag, "true or false"),
+    "sig": (_text, "a string"),
     "dead": (_object, "an object"),
 }
 
@@ -430,11 +431,11 @@ def decode(fields: dict[str, Any]) -> Message:
     if not is_bare(fields):
         if "enc" in fields:
             raise DecodeError("it is encrypted, and this process has no keys: set CLOUDQ_ENCRYPTION_KEYS")
-        fields.pop("sig", None)  # nobody here can check it, and a retry is another text
         for key in fields.keys() & _KNOWN.keys():
             check, wanted = _KNOWN[key]
             if not check(fields[key]):
                 raise DecodeError(f'"{key}" must be {wanted}')
+        fields.pop("sig", None)  # nobody here can check it, and a retry is another text
         if fields.get("first", 0) > fields.get("attempt", 0):
             raise DecodeError('"first" must not be above "attempt"')
     elif not _instant(fields["sent"]):
