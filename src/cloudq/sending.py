@@ -7,7 +7,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
@@ -167,13 +166,18 @@ class Sender:
             _raise(drive(self._send_local(queue, [outgoing], [task_id]))[0])
             return
         self._refuse_own_thread()
-        future: Future[Answer] = Future()
-        self._post([self._parcel(queue, outgoing, task_id, future.set_result)])
-        try:
-            answer = future.result(self.patience)
-        except TimeoutError:
-            raise self._unknown(queue, task_id) from None
-        _raise(answer)
+        answers: list[Answer] = []
+        answered = threading.Lock()  # all of a Future that is needed here, for a third of its cost
+        answered.acquire()
+
+        def tell(answer: Answer) -> None:
+            answers.append(answer)
+            answered.release()
+
+        self._post([self._parcel(queue, outgoing, task_id, tell)])
+        if not answered.acquire(timeout=self.patience):
+            raise self._unknown(queue, task_id)
+        _raise(answers[0])
 
     async def asend(self, queue: str, outgoing: Outgoing, task_id: str, *, as_is: bool = False) -> None:
         """``send`` for a coroutine on any loop, the I/O loop too. ``as_is``: it is sealed already, or is nothing to vouch for."""
