@@ -5,7 +5,8 @@ The names that user code needs are all here; the rest of the package is for thos
 
 from __future__ import annotations
 
-from cloudq import eager as _eager
+from typing import Any as _Any
+
 from cloudq import states
 from cloudq.app import CloudQ
 from cloudq.config import Config, Queue
@@ -33,8 +34,21 @@ from cloudq.workflow import Chain, Group, chain, chord, group
 
 __version__ = "0.1.0"
 
-CloudQ.eager_host = staticmethod(_eager.run)
-CloudQ.eager_canvas_host = staticmethod(_eager.run_canvas)
+
+def _run_eagerly(*call: _Any) -> AsyncResult[_Any]:
+    from cloudq import eager  # with the runner, which whoever only sends does not need
+
+    return eager.run(*call)
+
+
+def _run_canvas_eagerly(app: CloudQ, canvas: _Any) -> AsyncResult[_Any]:
+    from cloudq import eager
+
+    return eager.run_canvas(app, canvas)
+
+
+CloudQ.eager_host = staticmethod(_run_eagerly)
+CloudQ.eager_canvas_host = staticmethod(_run_canvas_eagerly)
 
 __all__ = [
     "ArgumentsError",

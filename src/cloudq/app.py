@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, ClassVar, Final, Literal, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeVar, Unpack, cast, overload
 
 from cloudq import adapters, calls, follow, records, seal, signals
 from cloudq import launch as launches
@@ -28,9 +28,11 @@ from cloudq.message import Message, decode, parse
 from cloudq.middleware import Hooks, Middleware, call_quietly
 from cloudq.sending import Sender
 from cloudq.signature import CallOptions, Canvas, Signature
-from cloudq.store import Store
 from cloudq.task import AsyncTask, BoundDecorator, Decorator, P, R, SyncTask, Task, TaskOptions, make_task
-from cloudq.timer import Timer
+
+if TYPE_CHECKING:
+    from cloudq.store import Store
+    from cloudq.timer import Timer
 
 T = TypeVar("T")
 logger = logging.getLogger("cloudq")
@@ -41,7 +43,7 @@ MAX_RECEIVES: Final = 100
 EagerHost = Callable[["CloudQ", Task[..., Any], Sequence[Any], Mapping[str, Any], CallOptions], results.AsyncResult[Any]]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Batch:
     """The calls that ``with app.batch()`` holds back."""
 

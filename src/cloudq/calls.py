@@ -26,7 +26,7 @@ NOTHING: Final = object()
 """No value goes before a call's arguments."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Prepared:
     """A call that is ready to be sent."""
 

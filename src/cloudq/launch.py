@@ -29,7 +29,7 @@ Step: TypeAlias = Mapping[str, Any]
 """As above; at the call a first step may be ``{"signature": Signature}``, which is checked and encoded as a call of its own."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Launch:
     """What is to be made durable to start some steps, in this order: ``chords``, ``calls``, and then ``ended`` joins."""
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from cloudq.message import Message
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Request:
     """One run of a task."""
 

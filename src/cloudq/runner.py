@@ -61,7 +61,7 @@ class Interrupted(BaseException):
     """
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Job:
     """A delivery on its way through the runner. ``outcome`` is set as soon as it is known, also where nothing ran."""
 

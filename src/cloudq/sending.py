@@ -61,7 +61,7 @@ class Entry:
     id: str
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Parcel:
     """One message on its way, and whom to tell."""
 
@@ -75,7 +75,7 @@ class Parcel:
     timer_at: float | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Sender:
     """All sends of an app, from any thread, loop or process after a fork.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -21,6 +22,8 @@ class TimerLimits(NamedTuple):
     """How late it may fire: the core sets it earlier by this, and the runner holds the exact remainder."""
     local: bool = False
     """Whether no call ever suspends: the core then calls in the caller's own thread."""
+    hop: float = math.inf
+    """What is set further ahead than this comes early, after so long: who receives it sees its ``eta``, and sets it again."""
 
 
 @runtime_checkable
@@ -56,7 +59,8 @@ class Timer(Protocol):
     """Sends a message to a queue of the app's broker later. A driver is finished when ``cloudq.testing.TimerConformance`` passes.
 
     Thread and loop rules are the Broker's. A set message is durable once ``at`` has returned, and is sent at least once,
-    not before ``when`` and at most ``limits.late`` seconds after it (memory: at once). Provider errors are mapped to TimerError.
+    not before ``when`` (but for ``limits.hop``) and at most ``limits.late`` seconds after it (memory: at once). Provider errors are
+    mapped to TimerError.
     """
 
     @property

@@ -31,7 +31,7 @@ FETCHES: Final = 16
 SETTLE_TRIES: Final = 3
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class _Record:
     """One record of a batch."""
 
