@@ -53,7 +53,7 @@ bench-sqs: .venv/.installed ## on our SQS server, beside Celery, dramatiq_sqs, t
 
 requirements: .venv/.installed ## pin requirements/*.txt anew from pyproject.toml (ARGS=--upgrade takes newer versions)
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(ARGS) \
-		pyproject.toml --extra aws --extra cli --group dev --output-file requirements/dev.txt >/dev/null
+		pyproject.toml --extra aws --extra gcp --extra cli --extra crypto --group dev --output-file requirements/dev.txt >/dev/null
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(ARGS) \
 		pyproject.toml --extra aws --extra cli --group build --output-file requirements/demo.txt >/dev/null
 

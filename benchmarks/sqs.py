@@ -118,7 +118,8 @@ def table(cases: list[Case], latency: float) -> str:
     """The results at one latency as Markdown."""
     by_name = {case.name: case for case in cases}
     lines = [
-        "| | sends/s, 1 caller | 16 callers | in bulk | of raw | tasks/s | of raw | of cloudq | requests a task | bytes | CPU µs to send | to run |",
+        "| | sends/s, 1 caller | 16 callers | in bulk | of raw | tasks/s |"
+        " of raw | of cloudq | requests a task | bytes | CPU µs to send | to run |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for case in cases:

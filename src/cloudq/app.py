@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeVar, Unpack, cast, overload
 
-from cloudq import adapters, calls, follow, records, seal, signals
-from cloudq import launch as launches
+from cloudq import adapters, calls, records, signals
 from cloudq import result as results
 from cloudq.broker import Broker, CreatesQueues
 from cloudq.calls import Prepared
@@ -31,6 +30,7 @@ from cloudq.signature import CallOptions, Canvas, Signature
 from cloudq.task import AsyncTask, BoundDecorator, Decorator, P, R, SyncTask, Task, TaskOptions, make_task
 
 if TYPE_CHECKING:
+    from cloudq.seal import Sealing
     from cloudq.store import Store
     from cloudq.timer import Timer
 
@@ -90,7 +90,7 @@ class CloudQ:
         """Where it was found by name, ``module:attribute``; child processes load it from there."""
         self.conf = Config.of(settings)
         self.clock: Clock = clock or SystemClock()
-        self.sealing = seal.configured(signing, encryption, accept_unsigned, self.clock.time)
+        self.sealing = _sealing(signing, encryption, accept_unsigned, self.clock.time)
         """Signs and encrypts messages; ``None`` without keys."""
         self.tasks: dict[str, Task[..., Any]] = {}
         self.queues: dict[str, Queue] = {}
@@ -373,6 +373,9 @@ class CloudQ:
         """
         if self.conf.task_always_eager:
             return self.run_canvas_eagerly(canvas)
+        from cloudq import follow
+        from cloudq import launch as launches
+
         id, launch = launches.plan(self, canvas)
         if launch.chords:
             self.use_store(lambda store: launches.note(store, launch), why="a chord")
@@ -385,6 +388,9 @@ class CloudQ:
         """What ``chain.adelay`` and its kin do."""
         if self.conf.task_always_eager:
             return self.run_canvas_eagerly(canvas)
+        from cloudq import follow
+        from cloudq import launch as launches
+
         id, launch = launches.plan(self, canvas)
         if launch.chords:
             await self.ause_store(lambda store: launches.note(store, launch), why="a chord")
@@ -582,6 +588,14 @@ class CloudQ:
                 await asyncio.gather(*(some(prepared[lane::32]) for lane in range(32)))
         except StoreError:
             logger.warning("QUEUED could not be recorded for all of %d tasks", len(prepared), exc_info=True)
+
+
+def _sealing(signing: str | None, encryption: str | None, accept_unsigned: bool | None, now: Callable[[], float]) -> Sealing | None:
+    if not (signing or encryption or os.environ.get("CLOUDQ_SIGNING_KEYS") or os.environ.get("CLOUDQ_ENCRYPTION_KEYS")):
+        return None
+    from cloudq import seal
+
+    return seal.configured(signing, encryption, accept_unsigned, now)
 
 
 def _message(prepared: Prepared) -> Message:

@@ -14,7 +14,6 @@ from cloudq.message import MAX_ID, VERSION, Message, encode_call, new_id
 from cloudq.request import current
 from cloudq.signature import NO_OPTIONS, CallOptions, Canvas, Signature
 from cloudq.values import dumps
-from cloudq.workflow import Chain, Group
 
 if TYPE_CHECKING:
     from cloudq.app import CloudQ
@@ -157,17 +156,19 @@ def signature_json(app: CloudQ, signature: Signature[Any]) -> dict[str, Any]:
 
 def steps_of(app: CloudQ, canvas: Canvas[Any], *, now: bool = False) -> list[dict[str, Any]]:
     """A canvas as steps; with ``now`` those at its front, which start at once, are left to be checked as calls of their own."""
+    if isinstance(canvas, Signature):
+        if not now:
+            return [signature_json(app, canvas)]
+        id = canvas.options.get("task_id")
+        return [{"signature": canvas, "id": id} if id else {"signature": canvas}]
+    from cloudq.workflow import Chain, Group
+
     if isinstance(canvas, Chain):
         return [step for at, part in enumerate(canvas.steps) for step in steps_of(app, part, now=now and at == 0)]
-    if isinstance(canvas, Group):
-        id, members = canvas.options.get("task_id"), cast("Sequence[Canvas[Any]]", canvas.branches)
-        step: dict[str, Any] = {"members": [steps_of(app, branch, now=now) for branch in members]}
-        return [{**step, "id": id} if id else step]
-    assert isinstance(canvas, Signature)
-    if not now:
-        return [signature_json(app, canvas)]
-    id = canvas.options.get("task_id")
-    return [{"signature": canvas, "id": id} if id else {"signature": canvas}]
+    assert isinstance(canvas, Group)
+    id, members = canvas.options.get("task_id"), cast("Sequence[Canvas[Any]]", canvas.branches)
+    step: dict[str, Any] = {"members": [steps_of(app, branch, now=now) for branch in members]}
+    return [{**step, "id": id} if id else step]
 
 
 def link_json(app: CloudQ, canvas: Canvas[Any]) -> dict[str, Any]:

@@ -16,8 +16,7 @@ from cloudq.store import MISSING, Store
 
 KIND: Final = "chord"
 BUCKET: Final = 100
-KEPT: Final = 30 * 86400.0
-"""Seconds that chords and their members' results are kept: longer than any queue keeps a message and its dead letter (14 days each)."""
+KEPT: Final = records.JOINED
 
 # The fields of the document. A member's result is the task document at its derived id, or, where it is a group, again a chord.
 #   of             how many members there are

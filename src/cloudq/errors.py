@@ -49,7 +49,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from cloudq.store import Document
 
@@ -276,3 +276,11 @@ class Reject(Control):
 
 class TimeLimitExceeded(Control, TimeoutError):
     """The task ran over its time limit."""
+
+
+class KeyWanted(Exception):
+    """Not raised to callers. A key is not at hand: await ``fetch()`` on the I/O loop and try again."""
+
+    def __init__(self, fetch: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        super().__init__()
+        self.fetch = fetch

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
 
-from cloudq.errors import AdapterMissing, ConfigError, DecodeError
+from cloudq.errors import AdapterMissing, ConfigError, DecodeError, KeyWanted
 
 HOW: Final = "make one with: openssl rand -base64 32"
 
@@ -57,14 +57,6 @@ class KeyService(Protocol):
     async def close(self) -> None:
         """Release connections; a later call reconnects."""
         ...
-
-
-class KeyWanted(Exception):
-    """The key is not at hand: await ``fetch()`` on the I/O loop and try again."""
-
-    def __init__(self, fetch: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        super().__init__()
-        self.fetch = fetch
 
 
 class EncryptionKey(Protocol):

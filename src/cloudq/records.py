@@ -16,6 +16,9 @@ KIND: Final = "task"
 IGNORED: Final = "the task raised Ignore"
 """The reason in a SUCCESS that has no value and calls no links."""
 
+JOINED: Final = 30 * 86400.0
+"""Seconds that chords and their members' results are kept: longer than any queue keeps a message and its dead letter (14 days each)."""
+
 Edit: TypeAlias = Callable[[dict[str, Any]], None]
 
 # The fields of the document; all but the first three may be absent. Instants are Unix time in seconds.

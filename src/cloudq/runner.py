@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from cloudq import chords, claimcheck, records, states
+from cloudq import claimcheck, records, states
 from cloudq.broker import Delivery
 from cloudq.errors import (
     ArgumentsError,
@@ -21,6 +21,7 @@ from cloudq.errors import (
     Ignore,
     KeysError,
     KeysUnavailable,
+    KeyWanted,
     Reject,
     RetryRequested,
     StoreError,
@@ -28,7 +29,6 @@ from cloudq.errors import (
     TaskFailed,
     TimeLimitExceeded,
 )
-from cloudq.keys import KeyWanted
 from cloudq.message import DEAD_ATTRIBUTE, Message, decode, is_bare, new_id, parse, unwrap
 from cloudq.middleware import call_quietly
 from cloudq.outcome import Again, Dead, Done, Dropped, Failure, Later, Outcome
@@ -278,7 +278,7 @@ class Runner:
         owner = f"{self._name}:{next(self._claims)}"
         now, until, ttl = self.app.clock.time(), job.delivery.lease_until, self.app.conf.result_expires
         if message.join is not None:
-            ttl = max(ttl, chords.KEPT)
+            ttl = max(ttl, records.JOINED)
         try:
             answer = await records.claim(
                 store, message, job.delivery.queue, owner=owner, now=now, until=until, ttl=ttl, ordered=job.ordered
@@ -300,6 +300,8 @@ class Runner:
 
     async def _enter_flow(self, job: Job, message: Message, store: Store) -> None:
         """What a step of a workflow needs beside its claim: that nobody has revoked the whole, and the results that it begins with."""
+        from cloudq import chords
+
         assert message.flow is not None
         try:
             if message.flow != message.id and await records.is_revoked(store, message.flow):

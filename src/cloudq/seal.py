@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from cloudq import adapters
-from cloudq.errors import ConfigError, DecodeError
-from cloudq.keys import EncryptionKey, KeyService, KeyWanted, base64url, encryption_keys, signing_keys, unbase64
+from cloudq.errors import ConfigError, DecodeError, KeyWanted
+from cloudq.keys import EncryptionKey, KeyService, base64url, encryption_keys, signing_keys, unbase64
 from cloudq.message import parse
 from cloudq.values import dumps
 

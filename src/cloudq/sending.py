@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
 from cloudq import claimcheck
 from cloudq.broker import Broker, Outgoing
@@ -21,6 +21,7 @@ from cloudq.errors import (
     DelayError,
     KeysError,
     KeysUnavailable,
+    KeyWanted,
     MessageTooLarge,
     SendError,
     SendUnknown,
@@ -28,10 +29,9 @@ from cloudq.errors import (
     StoreUnavailable,
 )
 from cloudq.io import IOThread, drive
-from cloudq.keys import KeyWanted
-from cloudq.seal import Sealing
 
 if TYPE_CHECKING:
+    from cloudq.seal import Sealing
     from cloudq.timer import Timer
 
 Answer: TypeAlias = Exception | None
@@ -52,8 +52,7 @@ class Addressed(Protocol):
     def id(self) -> str: ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Entry:
+class Entry(NamedTuple):
     """An ``Addressed`` with nothing more."""
 
     queue: str

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from cloudq import calls, follow, records, states
+from cloudq import calls, records, states
 from cloudq.broker import Outgoing
 from cloudq.errors import DecodeError, LeaseLost, MessageTooLarge
 from cloudq.message import DEAD_ATTRIBUTE as DEAD_ATTRIBUTE
 from cloudq.message import Message, dead_letter, derived_id
 from cloudq.outcome import Again, Dead, Done, Dropped, Failure, Later, Outcome
-from cloudq.seal import is_sealed, noted
 from cloudq.values import dumps
 
 if TYPE_CHECKING:
@@ -104,9 +104,9 @@ async def _done(app: CloudQ, job: Job, outcome: Done) -> Verdict:
         value = None if ignored and not message.has_follow_ups else outcome.value
         await job.claim.finish(states.SUCCESS, at=app.clock.time(), value=value, reason=None if outcome.kept else records.IGNORED)
     if job.message is not None and outcome.kept:
-        await follow.succeeded(app, job.message, outcome.value)
+        await _succeeded(app, job.message, outcome.value)
     elif job.message is not None:
-        await follow.failed(app, job.message, job.delivery.queue, records.IGNORED, None, quiet=True)
+        await _failed(app, job.message, job.delivery.queue, records.IGNORED, None, quiet=True)
     return Verdict.ACK
 
 
@@ -131,7 +131,7 @@ async def _later(app: CloudQ, job: Job, outcome: Later) -> Verdict:
     if job.ordered or (hold and (outcome.delay <= hold or app.timer is None)):  # sent again it would be back at once
         return await _hold(app, job, outcome.delay)
     message = job.message or Message(job.fields or {})
-    if job.as_is and is_sealed(message.fields):  # its key could not be had: no byte of it may change
+    if job.as_is and _is_sealed(message.fields):  # its key could not be had: no byte of it may change
         await app.sender.asend(job.delivery.queue, Outgoing(body=job.body, delay=_possible(app, job, outcome.delay)), "", as_is=True)
         return Verdict.ACK
     deferrals = message.fields.get("deferrals", 0)
@@ -150,7 +150,7 @@ async def _dead(app: CloudQ, job: Job, outcome: Dead) -> Verdict:
     if job.message is not None:
         await _finish(app, job, outcome.state, reason=outcome.reason, error=outcome.error)
         error = outcome.error.as_json() if outcome.error else None
-        await follow.failed(app, job.message, job.delivery.queue, outcome.reason, error)
+        await _failed(app, job.message, job.delivery.queue, outcome.reason, error)
     return Verdict.ACK
 
 
@@ -161,12 +161,26 @@ async def _dropped(app: CloudQ, job: Job, outcome: Dropped) -> Verdict:
     if message is None:
         return Verdict.ACK
     if outcome.state is not None:
-        await follow.failed(app, message, queue, outcome.why, None)
+        await _failed(app, message, queue, outcome.why, None)
     if outcome.follow_ups and outcome.ended is not None:
-        await follow.failed(app, message, queue, outcome.ended.get("reason", ""), outcome.ended.get("error"))
+        await _failed(app, message, queue, outcome.ended.get("reason", ""), outcome.ended.get("error"))
     elif outcome.follow_ups:
-        await follow.succeeded(app, message, outcome.value)
+        await _succeeded(app, message, outcome.value)
     return Verdict.ACK
+
+
+async def _succeeded(app: CloudQ, message: Message, value: Any) -> None:
+    if message.has_follow_ups:
+        from cloudq import follow  # with all of workflows, which most tasks are no part of
+
+        await follow.succeeded(app, message, value)
+
+
+async def _failed(app: CloudQ, message: Message, queue: str, reason: str, error: Mapping[str, Any] | None, *, quiet: bool = False) -> None:
+    if message.has_follow_ups or message.link_error:
+        from cloudq import follow
+
+        await follow.failed(app, message, queue, reason, error, quiet=quiet)
 
 
 async def _finish(app: CloudQ, job: Job, state: str, *, reason: str, error: Failure | None) -> None:
@@ -218,9 +232,17 @@ def _possible(app: CloudQ, job: Job, delay: float) -> float:
     return min(delay, longest)
 
 
+def _is_sealed(fields: Mapping[str, Any]) -> bool:
+    from cloudq.seal import is_sealed  # few apps have keys, and every cold start pays for what is imported
+
+    return is_sealed(fields)
+
+
 def _letter(job: Job, note: dict[str, Any]) -> str:
     """The body of a dead letter."""
-    if job.message is None and job.fields is not None and is_sealed(job.fields):
+    if job.message is None and job.fields is not None and _is_sealed(job.fields):
+        from cloudq.seal import noted
+
         with suppress(DecodeError):
             return noted(job.body, note)
     return dead_letter(job.body, job.message.fields if job.message is not None else job.fields, note)

@@ -1,0 +1,240 @@
+"""Recurring messages by Cloud Scheduler: each schedule is a job that publishes to a Pub/Sub topic."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Final, Protocol, cast, runtime_checkable
+
+from cloudq.broker import Outgoing
+from cloudq.errors import CloudQError, EntryTooLarge, TimerError
+from cloudq.timer import Schedule
+from cloudq_gcp.client import Api, Client
+from cloudq_gcp.cloud_tasks import too_large
+from cloudq_gcp.errors import Refusal, Service, mapped_to
+from cloudq_gcp.pubsub import refusal
+
+__all__ = ["CloudScheduler", "Expression", "Translated", "job_id", "note"]
+
+# Google Cloud, Cloud Scheduler reference, Job and RetryConfig: 1 MB a job (of which its names may take some), descriptions of up to 500
+# characters, 5 retries at most and none by default. ListJobs: 500 a page.
+_JOB: Final = 1_000_000
+_NAMES: Final = 8_000
+_DESCRIPTION: Final = 500
+_RETRIES: Final = 5
+_PAGE: Final = 500
+_FIELDS: Final = ("description", "pubsub_target", "schedule", "time_zone", "retry_config")
+
+_ANSWER: Final = 20.0
+"""Seconds that a request with its repetitions may take: changing a job takes Google seconds."""
+_ROUNDS: Final = 5
+"""How often creating and updating alternate while others change the same job."""
+
+_CLOUD_SCHEDULER = Api(package="google.cloud.scheduler_v1.services.cloud_scheduler", name="CloudScheduler")
+
+
+@runtime_checkable
+class Translated(Protocol):
+    """A trigger that Cloud Scheduler can keep."""
+
+    def cloud_scheduler_expression(self) -> tuple[str, str]:
+        """Five fields of unix cron as Google reads them ("Cron job format and time zone"), and the IANA time zone they are read in."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """The trigger of a schedule that was read back: when it fires, Google alone works out."""
+
+    expression: str
+    timezone: str
+    text: str
+
+    def cloud_scheduler_expression(self) -> tuple[str, str]:
+        """See Translated."""
+        return self.expression, self.timezone
+
+    def next_after(self, instant: float) -> float | None:
+        """Always TimerError."""
+        raise TimerError(f"when {self.expression} fires next is known to Cloud Scheduler only; ask the trigger in the code")
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class CloudScheduler:
+    """The jobs of ``app`` in ``location`` (``projects/P/locations/L``): those whose description is our note (``note``), and no others."""
+
+    def __init__(self, location: str, *, app: str) -> None:
+        self._location = location
+        self._app = app
+        self._client = Client(_CLOUD_SCHEDULER, emulator="CLOUD_SCHEDULER_EMULATOR_HOST")
+        self._service = Service(
+            name="Cloud Scheduler",
+            emulator="CLOUD_SCHEDULER_EMULATOR_HOST",
+            error=TimerError,
+            unavailable=TimerError,
+            refused=self._refused,
+        )
+
+    async def read(self) -> Sequence[Schedule]:
+        """The app's schedules, by name."""
+        schedules: list[Schedule] = []
+        token = ""
+        while True:
+
+            def request(token: str = token) -> Any:
+                return _types().ListJobsRequest(parent=self._location, page_size=_PAGE, page_token=token)
+
+            page = await self._call("list_jobs", request, routed_by="parent")
+            schedules += (found for job in page.jobs if (found := self._schedule(job)) is not None)
+            if not (token := page.next_page_token):
+                return sorted(schedules, key=lambda schedule: schedule.name)
+
+    async def put(self, schedule: Schedule, topic: str) -> None:
+        """Create the schedule's job, or change it in place. One that becomes paused may fire once more until it is."""
+        trigger, message = schedule.trigger, schedule.message
+        if not isinstance(trigger, Translated):
+            raise TimerError(
+                f"schedule {schedule.name!r}: its trigger {trigger} cannot be told to Cloud Scheduler: it has no "
+                "cloud_scheduler_expression()"
+            )
+        description = note(self._app, schedule)
+        self._check(schedule, topic, description)
+        name, (expression, timezone) = self._name(schedule.name), trigger.cloud_scheduler_expression()
+
+        def job() -> Any:
+            types = _types()
+            data = message.body.encode("utf-8", "surrogateescape")
+            return types.Job(
+                name=name,
+                description=description,
+                pubsub_target=types.PubsubTarget(topic_name=topic, data=data, attributes=dict(message.attributes)),
+                schedule=expression,
+                time_zone=timezone,
+                retry_config=types.RetryConfig(retry_count=_RETRIES),
+            )
+
+        for _ in range(_ROUNDS):
+            for action, request in (
+                ("create_job", lambda: _types().CreateJobRequest(parent=self._location, job=job())),
+                ("update_job", lambda: _types().UpdateJobRequest(job=job(), update_mask=_mask())),
+            ):
+                try:
+                    found = await self._call(action, request)
+                    paused = _paused(found)
+                    if schedule.paused and not paused:
+                        await self._call("pause_job", lambda: _types().PauseJobRequest(name=name))
+                    if paused and not schedule.paused:
+                        await self._call("resume_job", lambda: _types().ResumeJobRequest(name=name))
+                    return
+                except (_There, _Gone):
+                    continue  # _Gone: it was deleted since it was there
+        raise TimerError(f"schedule {schedule.name!r} in {self._location} is being changed by others all the time; try again later")
+
+    async def delete(self, name: str) -> None:
+        """Delete the job of the schedule ``name``, if there is one."""
+        with suppress(_Gone):
+            await self._call("delete_job", lambda: _types().DeleteJobRequest(name=self._name(name)))
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._client.close()
+
+    def _name(self, schedule: str) -> str:
+        return f"{self._location}/jobs/{job_id(self._app, schedule)}"
+
+    def _check(self, schedule: Schedule, topic: str, description: str) -> None:
+        """Refuse what Google would: at once, as nobody would be there to be told when it fires."""
+        name, message = schedule.name, schedule.message
+        if message.group is not None:
+            raise TimerError(
+                f"schedule {name!r}: Cloud Scheduler publishes without an ordering key; leave it out, or let its task send in order"
+            )
+        message = Outgoing(body=message.body, attributes=message.attributes)
+        if (bad := refusal(schedule.queue, message)) is not None and not isinstance(bad, EntryTooLarge):
+            raise TimerError(f"schedule {name!r}: {bad}") from bad
+        project = self._location.split("/")[1]
+        if topic.split("/")[1] != project:
+            raise TimerError(f"schedule {name!r}: Cloud Scheduler publishes in its own project {project} only, not to {topic}")
+        if len(description) > _DESCRIPTION:
+            raise TimerError(
+                f"schedule {name!r}: its app, name, queue and trigger have {len(description)} characters together; {_DESCRIPTION} fit"
+            )
+        size = len(message.body.encode("utf-8", "surrogateescape"))
+        if size > _JOB - _NAMES:
+            raise too_large(topic, size, _JOB - _NAMES, "a job of Cloud Scheduler")
+
+    def _schedule(self, job: Any) -> Schedule | None:
+        """The schedule that a job is; ``None`` for one of others."""
+        try:
+            said = json.loads(job.description)
+        except ValueError:
+            return None
+        if not isinstance(said, dict):
+            return None
+        known = cast("Mapping[str, Any]", said)
+        name = known.get("name")
+        if known.get("app") != self._app or not isinstance(name, str) or job.name != self._name(name):
+            return None
+        target = job.pubsub_target
+        return Schedule(
+            name=name,
+            queue=str(known.get("queue", target.topic_name)),
+            message=Outgoing(body=target.data.decode("utf-8", "surrogateescape"), attributes=dict(target.attributes)),
+            trigger=Expression(job.schedule, job.time_zone, str(known.get("trigger", job.schedule))),
+            paused=_paused(job),
+        )
+
+    async def _call(self, action: str, request: Callable[[], Any], *, routed_by: str = "") -> Any:
+        with mapped_to(self._service, action, f"{action} in {self._location}"):
+            return await self._client.request("CloudScheduler", action, request, within=_ANSWER, routed_by=routed_by)
+
+    def _refused(self, refusal: Refusal) -> CloudQError | None:
+        tried, action, status, detail = refusal.tried, refusal.action, refusal.status, refusal.detail
+        if status == "NOT_FOUND" and action in ("create_job", "list_jobs"):
+            return TimerError(f"{tried}: there is no such place or topic; correct the timer's URL, or create the queue first ({detail})")
+        if status == "NOT_FOUND":
+            return _Gone(f"{tried}: there is no such job")
+        if status == "ALREADY_EXISTS":
+            return _There(f"{tried}: {detail}")
+        if status == "PERMISSION_DENIED":
+            return TimerError(f"{tried}: access denied ({detail}); allow roles/cloudscheduler.admin (viewer to list) in the project")
+        return None
+
+
+class _There(TimerError):
+    """A job of the name exists."""
+
+
+class _Gone(TimerError):
+    """There is no job of the name."""
+
+
+def job_id(app: str, schedule: str) -> str:
+    """The id of a schedule's job: readable, of characters and a length that Google allows, and unlike that of any other."""
+    digest = hashlib.sha256(f"{app}\0{schedule}".encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    return "-".join([*(re.sub("[^A-Za-z0-9_]+", "-", part)[:60] for part in (app, schedule)), digest])
+
+
+def note(app: str, schedule: Schedule) -> str:
+    """The description of a schedule's job: what Google does not keep elsewhere, and by which the jobs of an app are known."""
+    said = {"app": app, "name": schedule.name, "queue": schedule.queue, "trigger": str(schedule.trigger)}
+    return json.dumps(said, ensure_ascii=False, separators=(",", ":"))
+
+
+def _paused(job: Any) -> bool:
+    return bool(job.state == _types().Job.State.PAUSED)
+
+
+def _types() -> Any:
+    return import_module("google.cloud.scheduler_v1.types")
+
+
+def _mask() -> Any:
+    return import_module("google.protobuf.field_mask_pb2").FieldMask(paths=_FIELDS)
