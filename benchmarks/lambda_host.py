@@ -1,4 +1,4 @@
-"""Cold start and cost a record in Lambda: cloudq's handler beside Powertools' batch processors and a Celery app on SQS (`make bench-lambda`).
+"""Cold start and cost a record in Lambda: cloudq's handler beside Powertools' batch processors and a Celery app (`make bench-lambda`).
 
 Each cold start is a fresh process that imports boto3 first, which the Lambda runtime brings anyway, and then what the function's module
 imports: the time and the memory of that are counted. A record is one `add(2, 3)` in an SQS batch of 10, handled warm and without a

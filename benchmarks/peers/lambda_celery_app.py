@@ -10,27 +10,27 @@ assert SQS.Transport
 
 
 @app.task
-def add(x, y):  # noqa: ANN001, ANN201
+def add(x, y):
     return x + y
 
 
 @app.task
-def greet(name):  # noqa: ANN001, ANN201
+def greet(name):
     return f"hello {name}"
 
 
 @app.task
-def total(numbers):  # noqa: ANN001, ANN201
+def total(numbers):
     return sum(numbers)
 
 
 @app.task
-def describe(fields):  # noqa: ANN001, ANN201
+def describe(fields):
     return sorted(fields)
 
 
 @app.task
-def ping():  # noqa: ANN201
+def ping():
     return "pong"
 
 

@@ -10,12 +10,12 @@ batch, found = cold.cold_import("aws_lambda_powertools.utilities.batch")
 from aws_lambda_powertools import __version__  # noqa: E402
 
 
-def add(record):  # noqa: ANN001, ANN201
+def add(record):
     x, y = json.loads(record.body)["args"]
     return x + y
 
 
-async def aadd(record):  # noqa: ANN001, ANN201
+async def aadd(record):
     return add(record)
 
 
@@ -23,11 +23,11 @@ event = cold.batch(lambda _: json.dumps({"args": [2, 3]}))
 sync, asynchronous = (kind(event_type=batch.EventType.SQS) for kind in (batch.BatchProcessor, batch.AsyncBatchProcessor))
 
 
-def handle():  # noqa: ANN201
+def handle():
     return batch.process_partial_response(event=event, record_handler=add, processor=sync, context=None)
 
 
-def ahandle():  # noqa: ANN201
+def ahandle():
     return batch.async_process_partial_response(event=event, record_handler=aadd, processor=asynchronous, context=None)
 
 

@@ -76,7 +76,7 @@ class Outgoing:
     """A few short strings beside the body (trace context); three at most."""
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False, repr=False)
 class Delivery:
     """A leased message: ours until ``lease_until``, or until acked or given back. Compared by identity."""
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Protocol, cast, runtime_checkable
+from typing import Any, Final, NamedTuple, Protocol, cast, runtime_checkable
 
 from cloudq.adapters import Location
 from cloudq.broker import Broker
@@ -63,8 +62,7 @@ class Bodies(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimChecks:
+class ClaimChecks(NamedTuple):
     """Leaves bodies and collects them. Objects are named by their content's SHA-256, so that repeating a send writes the same object."""
 
     bodies: Bodies

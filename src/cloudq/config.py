@@ -22,7 +22,7 @@ class Queue(NamedTuple):
     dead_letter: str | None = None
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False, repr=False)
 class Config:
     """``app.conf``: set through ``CloudQ(...)``, or changed before the first use. Durations are seconds;
     a timedelta or text like ``"5m"`` is converted when set."""

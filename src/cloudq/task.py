@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import (
@@ -14,6 +13,7 @@ from typing import (
     Concatenate,
     Generic,
     Literal,
+    NamedTuple,
     NoReturn,
     ParamSpec,
     Protocol,
@@ -64,8 +64,7 @@ class TaskOptions(TypedDict, total=False):
     """Always so in cloudq; accepted for code that comes from Celery."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(NamedTuple):
     """A task's options, checked and in one spelling; durations in seconds, ``None`` where the app's default counts."""
 
     queue: str | None = None
