@@ -33,8 +33,8 @@ DAYS: Final = 60
 """What ``bodies_days`` is unless said otherwise: a month of delay, and the longest rest in a queue and in its dead-letter queue."""
 
 _DAY: Final = 86_400.0
-_KEY: Final = re.compile(r"(?=.{1,200}\Z)[A-Za-z0-9_-]+(?:[./][A-Za-z0-9_-]+)*")
-_DIGEST: Final = re.compile("[0-9a-f]{64}")
+_KEY: Final = r"(?=.{1,200}\Z)[A-Za-z0-9_-]+(?:[./][A-Za-z0-9_-]+)*"
+_DIGEST: Final = "[0-9a-f]{64}"
 
 
 class Bodies(Protocol):
@@ -145,10 +145,10 @@ def _claim(fields: Mapping[str, Any]) -> tuple[str, int, str]:
     claim = fields.get(FIELD)
     found = cast("dict[str, object]", claim) if isinstance(claim, dict) else {}
     key, size, digest = found.get("key"), found.get("size"), found.get("sha256")
-    if not isinstance(key, str) or not _KEY.fullmatch(key):
+    if not isinstance(key, str) or not re.fullmatch(_KEY, key):
         raise DecodeError(f'"{FIELD}" must have a "key": letters, digits, _ and -, with single dots and slashes between')
     if type(size) is not int or not 0 < size <= MOST:
         raise DecodeError(f'"{FIELD}" must have a "size" of 1 to {MOST} bytes')
-    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+    if not isinstance(digest, str) or not re.fullmatch(_DIGEST, digest):
         raise DecodeError(f'"{FIELD}" must have a "sha256" of 64 hex digits')
     return key, size, digest

@@ -10,8 +10,7 @@ from typing import cast
 Duration = float | int | timedelta | str
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*", re.ASCII)
-_WHOLE = re.compile(rf"(?:{_PART.pattern})+", re.ASCII)
+_PART = r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*"  # compiled at the first use: a cold start may need none
 
 
 def seconds(value: Duration, what: str = "duration") -> float:
@@ -31,9 +30,9 @@ def seconds(value: Duration, what: str = "duration") -> float:
         if not isinstance(given, str):
             raise TypeError(f"{what} must be seconds, a timedelta or text like '5m', not {type(given).__name__}")
         text = given.strip()
-        if not _WHOLE.fullmatch(text):
+        if not re.fullmatch(rf"(?:{_PART})+", text, re.ASCII):
             raise ValueError(f"{what} {value!r} is not understood; write '30s', '5m', '1h30m', '3d', or seconds as a number")
-        result = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
+        result = sum(float(number) * _UNITS[unit] for number, unit in re.findall(_PART, text, re.ASCII))
     if not math.isfinite(result) or result < 0:
         raise ValueError(f"{what} must be a finite time of 0 s or more, not {value!r}")
     return result
