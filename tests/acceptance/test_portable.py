@@ -1,0 +1,168 @@
+"""The same task module comes to the same outcomes on memory, on SQS with a worker and on SQS with Lambda."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from cloudq import AsyncResult, CloudQ, group, states
+from cloudq.broker import Outgoing
+from tests.acceptance import hosts
+from tests.acceptance.hosts import Place
+from tests.acceptance.portable_tasks import Order
+from tests.servers import moto, use
+
+ORDER = Order(id=UUID(int=7), total=Decimal("12.50"), placed=datetime(2026, 11, 21, tzinfo=UTC), seal=b"\x00\xff")
+HOSTS = ("memory", "sqs-worker", "sqs-processes", "sqs-lambda")
+
+Call = Callable[[CloudQ], "AsyncResult[Any]"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call, and what it comes to everywhere."""
+
+    call: Call
+    state: str = states.SUCCESS
+    value: Any = None
+    runs: int = 1
+    says: str = ""
+    """In the error's text, or in the reason."""
+    letter: bool = False
+    """Whether it lies in the dead-letter queue at the end."""
+
+
+CASES: dict[str, Case] = {
+    "sync": Case(lambda app: app["add"].delay(2, 3), value=5),
+    "async": Case(lambda app: app["aadd"].delay(2, 3), value=5),
+    "typed values": Case(lambda app: app["echo"].delay(ORDER), value=ORDER),
+    "retries": Case(lambda app: app["flaky"].delay(), value=2, runs=3),
+    "out of retries": Case(lambda app: app["hopeless"].delay(), states.FAILURE, runs=2, says="it never works", letter=True),
+    "a final error": Case(lambda app: app["picky"].delay(), states.FAILURE, runs=1, says="final", letter=True),
+    "rejected": Case(lambda app: app["refuses"].delay(), states.DEAD, says="not for me", letter=True),
+    "ignored": Case(lambda app: app["ignores"].delay()),
+    "a sync task over its time": Case(lambda app: app["sleeps"].delay(), states.FAILURE, says="time limit", letter=True),
+    "an async task over its time": Case(lambda app: app["asleeps"].delay(), states.FAILURE, says="time limit", letter=True),
+    "a large result": Case(lambda app: app["big"].delay(150_000), value="x" * 150_000),
+    "delayed": Case(lambda app: app["add"].apply_async((1, 1), countdown=2), value=2),
+    "expired": Case(lambda app: app["add"].apply_async((1, 1), countdown=2, expires=0.5), states.EXPIRED, runs=0),
+    "unknown": Case(lambda app: app.send_task("nosuch", (1,)), states.DEAD, runs=0, says="no task named", letter=True),
+    "arguments that do not fit": Case(lambda app: _raw(app, "add", ["x", {}]), states.DEAD, runs=0, says="x", letter=True),
+    "a chain": Case(lambda app: (app["add"].s(1, 1) | app["aadd"].s(3)).delay(), value=5),
+    "a chord": Case(lambda app: (group(app["aadd"].s(i, i) for i in range(12)) | app["total"].s()).delay(), value=132, runs=0),
+    "map": Case(lambda app: app["add"].starmap([(1, 2), (3, 4)]).delay(), value=[3, 7], runs=2),
+}
+
+
+def _raw(app: CloudQ, task: str, args: list[Any]) -> AsyncResult[Any]:
+    """What a program without the task's code may send."""
+    id = f"raw-{time.time_ns()}"
+    _send(app, json.dumps({"v": 1, "id": id, "task": task, "args": args}))
+    return app.result(id)
+
+
+def _send(app: CloudQ, body: str) -> None:
+    (error,) = app.use_broker(lambda broker: broker.send(app.conf.default_queue, [Outgoing(body=body)]))
+    assert error is None
+
+
+@dataclass
+class Outcome:
+    """All that was called on one host, once all of it has ended."""
+
+    place: Place
+    results: dict[str, AsyncResult[Any]]
+    called: float
+    letters: list[dict[str, Any]] = field(default_factory=lambda: [])
+    duplicated: str = "twice"
+
+
+@pytest.fixture(scope="module", params=HOSTS)
+def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
+    folder: Path = tmp_path_factory.mktemp(request.param)
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        if request.param == "memory":
+            place = stack.enter_context(hosts.memory(folder))
+        else:
+            server = stack.enter_context(moto(folder))
+            stack.callback(server.boto3.close)
+            use(server.env, patch)
+            host = hosts.sqs_lambda if request.param == "sqs-lambda" else hosts.sqs_worker
+            options = ("--processes", "4") if request.param == "sqs-processes" else ("--concurrency", "8")
+            place = stack.enter_context(host(server, folder) if host is hosts.sqs_lambda else host(server, folder, *options))
+        app, called = place.app, time.time()
+        results = {name: case.call(app) for name, case in CASES.items()}
+        results["link"] = app["add"].apply_async((1, 2), link=app["add"].s(10))
+        results["link error"] = app["hopeless"].apply_async(link_error=app["tells"].s().set(task_id="told"))
+        results["told"], results["child"] = app.result("told"), app.result("child")
+        results["postponed"] = app["postpones"].delay()
+        results["parent"] = app["parent"].delay("child")
+        results["revoked"] = app["add"].apply_async((1, 1), countdown=2)
+        results["revoked"].revoke()
+        for _ in range(2):
+            results["twice"] = app["add"].apply_async((4, 4), task_id="twice")
+        many = app.send_many(app["aadd"].s(n, 0) for n in range(60))
+        results |= {f"many-{n}": each for n, each in enumerate(many)}
+        _send(app, "{no json")
+        deadline = time.monotonic() + 60
+        for name, result in results.items():
+            while not result.ready():
+                assert time.monotonic() < deadline, f"{name}: {result.record}\n{place.wrote()}"
+                time.sleep(0.05)
+        found = Outcome(place, results, called)
+        expected = sum(case.letter for case in CASES.values()) + 2  # the call with an error link, and what is no message
+        while len(found.letters) < expected and time.monotonic() < deadline:
+            found.letters = hosts.dead_letters(place)
+        yield found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_call_comes_to_the_same_on_every_host(outcome: Outcome, name: str) -> None:
+    case, result = CASES[name], outcome.results[name]
+    record = result.record
+    assert record is not None
+    assert record["state"] == case.state, record
+    if case.state == states.SUCCESS:
+        assert result.get(timeout=1) == case.value
+    said = f"{record.get('reason')} {record.get('error', {}).get('detail')} {record.get('error', {}).get('type')}"
+    assert case.says in said
+    if not isinstance(case.value, list) and name not in ("a chain", "a chord"):
+        assert outcome.place.ledger.counts("run")[result.id] == case.runs
+    assert (result.id in {letter.get("id") for letter in outcome.letters}) == case.letter
+
+
+def test_delays_are_kept(outcome: Outcome) -> None:
+    for name, seconds in (("delayed", 2.0), ("postponed", 1.0)):
+        (*_, last) = [entry for entry in outcome.place.ledger.entries("run") if entry.id == outcome.results[name].id]
+        assert last.at >= outcome.called + seconds - 0.05, name
+
+
+def test_what_follows_a_call_is_called(outcome: Outcome) -> None:
+    results = outcome.results
+    assert results["link"].get(timeout=1) == 3
+    assert results["told"].get(timeout=1).startswith("out of retries")
+    assert results["child"].get(timeout=1) == 42
+    assert [results[f"many-{n}"].get(timeout=1) for n in range(60)] == list(range(60))
+
+
+def test_what_was_revoked_has_not_run_and_what_was_sent_twice_ran_once(outcome: Outcome) -> None:
+    counts = outcome.place.ledger.counts("run")
+    assert outcome.results["revoked"].state == states.REVOKED
+    assert counts[outcome.results["revoked"].id] == 0
+    assert counts["twice"] == 1
+
+
+def test_what_is_no_message_is_a_dead_letter_with_its_bytes(outcome: Outcome) -> None:
+    (letter,) = [letter for letter in outcome.letters if "task" not in letter]
+    assert letter["dead"]["raw"] == "e25vIGpzb24="
+    assert len(outcome.letters) == sum(case.letter for case in CASES.values()) + 2
