@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,6 +16,7 @@ from tests.acceptance import processes
 from tests.acceptance.ledger import Ledger
 from tests.acceptance.portable_tasks import build
 from tests.event_source import EventSource
+from tests.gcp_servers import PROJECT, PubSubServer
 from tests.runtime_api import function
 from tests.servers import REGION, SQSServer, missing, unique
 
@@ -51,13 +52,17 @@ def memory(folder: Path) -> Iterator[Place]:
 def _on_sqs(server: SQSServer, folder: Path) -> tuple[Place, dict[str, str]]:
     queue = unique("portable")
     server.make_queue(queue, dead_letter=f"{queue}-dlq", max_receives=10, VisibilityTimeout="8")
+    return _at(queue, f"sqs://{REGION}/?lease=8", server.env, folder)
+
+
+def _at(queue: str, broker: str, server: Mapping[str, str], folder: Path) -> tuple[Place, dict[str, str]]:
     ledger = Ledger(folder / "ledger")
     store = f"sqlite:///{folder}/store.db"
-    app = build(ledger, broker=f"sqs://{REGION}/", store=store, default_queue=queue)
+    app = build(ledger, broker=broker, store=store, default_queue=queue)
     env = {
-        **server.env,
+        **server,
         "CLOUDQ_APP": f"{MODULE}:app",
-        "CLOUDQ_BROKER": f"sqs://{REGION}/?lease=8",
+        "CLOUDQ_BROKER": broker,
         "CLOUDQ_STORE": store,
         "PORTABLE_LEDGER": str(folder / "ledger"),
         "PORTABLE_QUEUE": queue,
@@ -68,7 +73,21 @@ def _on_sqs(server: SQSServer, folder: Path) -> tuple[Place, dict[str, str]]:
 @contextmanager
 def sqs_worker(server: SQSServer, folder: Path, *options: str) -> Iterator[Place]:
     """SQS, and ``cloudq worker`` in a process of its own."""
-    place, env = _on_sqs(server, folder)
+    with _worker(*_on_sqs(server, folder), folder, *options) as place:
+        yield place
+
+
+@contextmanager
+def pubsub_worker(server: PubSubServer, folder: Path) -> Iterator[Place]:
+    """Pub/Sub, and ``cloudq worker`` in a process of its own."""
+    queue = unique("portable")
+    server.make_queue(queue, dead_letter=f"{queue}-dlq")
+    with _worker(*_at(queue, f"pubsub://{PROJECT}/?lease=8", server.env, folder), folder, "--concurrency", "8") as place:
+        yield place
+
+
+@contextmanager
+def _worker(place: Place, env: dict[str, str], folder: Path, *options: str) -> Iterator[Place]:
     with processes.start(MODULE, *options, queues=[place.queue], env=env, log=folder / "worker.log") as worker:
         place.wrote = worker.wrote
         try:

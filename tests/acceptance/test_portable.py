@@ -1,4 +1,4 @@
-"""The same task module comes to the same outcomes on memory, on SQS with a worker and on SQS with Lambda."""
+"""The same task module comes to the same outcomes on memory, on SQS with a worker and with Lambda, and on Pub/Sub with a worker."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from cloudq.broker import Outgoing
 from tests.acceptance import hosts
 from tests.acceptance.hosts import Place
 from tests.acceptance.portable_tasks import Order
+from tests.gcp_servers import PubSubServer, lead
 from tests.servers import moto, use
 
 ORDER = Order(id=UUID(int=7), total=Decimal("12.50"), placed=datetime(2026, 11, 21, tzinfo=UTC), seal=b"\x00\xff")
-HOSTS = ("memory", "sqs-worker", "sqs-processes", "sqs-lambda")
+HOSTS = ("memory", "sqs-worker", "sqs-processes", "sqs-lambda", "pubsub-worker")
 
 Call = Callable[[CloudQ], "AsyncResult[Any]"]
 
@@ -93,6 +94,10 @@ def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         if request.param == "memory":
             place = stack.enter_context(hosts.memory(folder))
+        elif request.param == "pubsub-worker":
+            emulator: PubSubServer = request.getfixturevalue("pubsub_emulator")
+            lead(emulator.env, patch)
+            place = stack.enter_context(hosts.pubsub_worker(emulator, folder))
         else:
             server = stack.enter_context(moto(folder))
             stack.callback(server.boto3.close)
