@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from cloudq import CloudQ, Reject, Retry, Task
+from cloudq import CloudQ, Reject, Retry, Task, group
 from cloudq.broker import Delivery, Outgoing
 from cloudq.clock import ManualClock
 from cloudq.errors import DecodeError
@@ -32,9 +32,13 @@ PAGE = (DOCS / "protocol.md").read_text()
 class Wire:
     """An app on the memory broker whose every message is seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: str | None = None) -> None:
         self.clock = ManualClock()
-        self.app = app = CloudQ("wire", broker="memory://", clock=self.clock, queues=["other"], unknown_task_grace=10)
+        self.app = app = CloudQ("wire", broker="memory://", store=store, clock=self.clock, queues=["other"], unknown_task_grace=10)
+
+        @app.task(name="total")
+        def total(numbers: list[Any]) -> int:
+            return sum(total(each) if isinstance(each, list) else each for each in numbers)
 
         @app.task(name="add")
         def add(x: int, y: int = 0) -> int:
@@ -58,6 +62,8 @@ class Wire:
                 for delivery in self.take(queue):
                     runner = Runner(self.app)
                     job = runner.admit(delivery)
+                    if job.outcome is None:
+                        asyncio.run(runner.claim(job))
                     asyncio.run(settle(self.app, job, job.outcome or runner.run_isolated(job)))
             self.clock.advance(800)
 
@@ -116,7 +122,25 @@ def test_calls_with_every_option_fit_the_schema_and_have_every_field_of_the_page
     assert documented == known
     written = {key for fields in seen for key in fields}
     assert written <= known
-    assert known - written == {"crashes", "enc", "sig"}, "only a process that dies, or has keys, writes them"
+    workflows = {"next", "join", "results", "flow", "each"}
+    assert known - written - workflows == {"crashes", "enc", "sig"}, "only a process that dies, or has keys, writes them"
+
+
+def test_workflows_fit_the_schema_and_use_all_that_it_has_for_them() -> None:
+    wire = Wire(store="memory://")
+    add, total = wire.app["add"], wire.app["total"]
+    inner = group(add.si(1, 1) | group(add.s(1), add.s(2)), add.starmap([(1, 2), (3, 4)]) | total.s())
+    result = (add.s(1, 1) | inner | total.s().on_error(add.si(0)) | group(add.s(1), add.s(2).on_error(add.si(1)))).delay()
+    linked = add.options(link=[add.s(1) | group(add.s(1)) | total.s(), group(add.s(2), add.si(3, 3))]).delay(1, 1)
+    add.starmap([(1, 2)]).delay()
+    wire.work()
+    seen = wire.check()
+    assert linked.successful()
+    assert result.ready()
+    written = {key for fields in seen for key in fields}
+    assert {"next", "join", "results", "flow", "each"} <= written
+    steps = [step for fields in seen for step in fields.get("next", ())]
+    assert {key for step in steps for key in step} >= {"id", "members", "task", "queue", "link_error"}
 
 
 def test_every_field_of_a_link_is_documented() -> None:
