@@ -43,6 +43,8 @@ AHEAD: Final = 100
 SETTLE_TRIES: Final = 5
 HURRIED: Final = 0.5
 """Seconds that a receive may still be out when a person waits for the end."""
+RETURNED: Final = 3.0
+"""Seconds that it may still be out when running tasks were given back a moment before."""
 OVERRUN: Final = 5.0
 """Seconds that an async task has to obey its cancellation before it is given up."""
 
@@ -607,7 +609,7 @@ class Worker:
             await self._give_back(
                 [flight for flight in self._flights if not flight.started and not flight.concluded and self._idle(flight)]
             )
-        deadline = time.monotonic() + self.options.grace
+        deadline, patience = time.monotonic() + self.options.grace, HURRIED
         await self._until(lambda: not self._open(), deadline)
         if self._open():
             for executor in self._executors():
@@ -615,9 +617,11 @@ class Worker:
             logger.warning("%d tasks did not end within %.0f s: they are given back", len(self._open()), self.options.grace)
             await self._until(lambda: not self._open(), time.monotonic() + 1.0)
             await self._give_back(self._open())
+            patience = RETURNED  # what was given back may be handed to a receive of ours that is out, and is given back again then
         # A receive that is out may still be answered: what nobody hears would stay hidden for a whole lease.
         if not self._local:
-            await asyncio.wait(receiving, timeout=HURRIED if self._hurry else max(deadline - time.monotonic(), HURRIED))
+            patience = max(patience, 0.0 if self._hurry else deadline - time.monotonic())
+            await asyncio.wait(receiving, timeout=patience)
         for task in receiving:
             task.cancel()
         await asyncio.gather(*receiving, return_exceptions=True)
