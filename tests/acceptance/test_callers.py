@@ -334,7 +334,7 @@ def test_a_call_whose_broker_hangs_is_unknown_in_time_and_its_repetition_runs_on
     ran: list[int] = []
     with proxy(sqs.endpoint) as between:
         use({**sqs.env, "AWS_ENDPOINT_URL": between.endpoint}, monkeypatch)
-        app = make(sqs, store="memory://", send_timeout=3.0)
+        app = make(sqs, store="memory://")
 
         @app.task(name="note")
         def note(x: int) -> int:
@@ -342,6 +342,7 @@ def test_a_call_whose_broker_hangs_is_unknown_in_time_and_its_repetition_runs_on
             return x
 
         note.delay(0)  # what takes long is not the connection
+        app.sender.patience = 3.0
         between.decide = lambda request: Hang() if request.action == "SendMessageBatch" and request.number == 2 else None
         began = time.monotonic()
         with pytest.raises(SendUnknown) as caught:

@@ -136,16 +136,16 @@ def test_without_a_store_nothing_is_lost_either(stage: Stage) -> None:
 
 def test_a_task_that_always_kills_its_process_ends_as_a_dead_letter_and_takes_no_neighbour_along(stage: Stage) -> None:
     stage.server.boto3.set_queue_attributes(
-        QueueUrl=stage.server.boto3.get_queue_url(QueueName=stage.queue)["QueueUrl"], Attributes={"VisibilityTimeout": "1"}
+        QueueUrl=stage.server.boto3.get_queue_url(QueueName=stage.queue)["QueueUrl"], Attributes={"VisibilityTimeout": "2"}
     )
     stage.send([*(("work", n, "well") for n in range(9)), ("work", 9, "poison")])
-    with stage.function(timeout=1) as environment:
+    with stage.function(timeout=2) as environment:
         source = stage.source(environment)
         source.run(lambda: stage.server.depth(stage.queue) == 0 or source.invocations > 30)
     assert set(stage.ledger.counts("done")) == {str(n) for n in range(9)}, stage.wrote()
-    (letter,) = stage.dead()
-    assert letter["id"] == "work-9"
-    assert letter["dead"]["reason"].startswith("crash loop")
+    letters = stage.dead()  # one, or two where the process died between the letter and the deletion
+    assert {letter["id"] for letter in letters} == {"work-9"}
+    assert all(letter["dead"]["reason"].startswith("crash loop") for letter in letters)
 
 
 def test_a_fifo_queue_keeps_the_order_of_each_group_through_retries(sqs_server: SQSServer, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def main(parts: list[str]) -> int:
         where = environment.python("import cloudq; print(cloudq.__file__)").strip()
         assert Path(where).is_relative_to(folder), f"the tests would run on {where}, which is not the installed wheel"
         print(f"testing {where}", flush=True)
-        pytest = [str(environment.bin / "python"), "-m", "pytest", "-q", "-n", "4", "--dist", "loadscope"]
+        pytest = [str(environment.bin / "python"), "-m", "pytest", "-q", "-n", "2", "--dist", "loadscope"]
         command = [*pytest, *(f"tests/{part}" for part in parts)]
         return subprocess.run(command, cwd=environment.cwd, check=False).returncode
 
