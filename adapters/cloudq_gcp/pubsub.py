@@ -40,6 +40,8 @@ _LEAST: Final = 10
 _WAIT: Final = 20.0
 _POLL: Final = 1.0
 """Seconds of the shortest pull that waits: what comes while a pull is given up is leased to nobody, so short ones only ask."""
+_EARLY: Final = 1.0
+"""Seconds before its deadline that a pull is answered which finds nothing (measured)."""
 _HOLD: Final = 60.0
 _ANSWER: Final = 15.0
 """Seconds that a request with its repetitions may take, beyond the wait that it asks for."""
@@ -176,7 +178,7 @@ class PubSubBroker:
         with mapped("pull", queue):
             try:
                 reply = await self._client.request(
-                    "Subscriber", "pull", request, within=wait or _ANSWER, routed_by="" if wait else "subscription"
+                    "Subscriber", "pull", request, within=wait + _EARLY if wait else _ANSWER, routed_by="" if wait else "subscription"
                 )
             except Exception as error:
                 if wait and status_of(error) == "DEADLINE_EXCEEDED":  # how a pull that found nothing ends
