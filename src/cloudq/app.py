@@ -9,21 +9,21 @@ import logging
 import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeVar, Unpack, cast, overload
 
-from cloudq import adapters, calls, records, signals
+from cloudq import adapters, calls, records, signals, states
 from cloudq import result as results
 from cloudq.broker import Broker, CreatesQueues
 from cloudq.calls import Prepared
 from cloudq.clock import Clock, SystemClock
 from cloudq.config import Config, Queue
-from cloudq.errors import BatchSendError, ConfigError, DuplicateTask, StoreError, StoreRequired, UnknownTask
+from cloudq.errors import BatchSendError, ConfigError, DuplicateTask, StoreError, StoreRequired, TimerError, UnknownTask
 from cloudq.io import IOThread, drive
-from cloudq.message import Message, decode, parse
+from cloudq.message import Message, decode, parse, waits_for_members
 from cloudq.middleware import Hooks, Middleware, call_quietly
 from cloudq.sending import Sender
 from cloudq.signature import CallOptions, Canvas, Signature
@@ -273,6 +273,12 @@ class CloudQ:
             )
         return store
 
+    def check(self) -> None:
+        """Refuse, when a host starts, what could not be kept once a task runs; raises StoreRequired."""
+        for task in self.tasks.values():
+            if (option := task.settings.needs_store) is not None:
+                self.required_store(f"{option}= of the task {task.name!r}")
+
     def use_store(self, call: Callable[[Store], Coroutine[Any, Any, T]], *, why: str = "a result") -> T:
         """Run ``call(store)`` where the store belongs and wait; from any thread but the I/O thread."""
         store = self.required_store(why)
@@ -379,7 +385,8 @@ class CloudQ:
         id, launch = launches.plan(self, canvas)
         if launch.chords:
             self.use_store(lambda store: launches.note(store, launch), why="a chord")
-        self._dispatch_many([each for each in launch.calls if not self._held_back(each)])
+        if not self._held_back(*launch.calls):
+            self._dispatch_many(launch.calls)
         if launch.ended:
             self.io.run(follow.arrived(self, launch.ended))
         return launches.handle(self, canvas, id)
@@ -394,7 +401,8 @@ class CloudQ:
         id, launch = launches.plan(self, canvas)
         if launch.chords:
             await self.ause_store(lambda store: launches.note(store, launch), why="a chord")
-        await self._adispatch_many([each for each in launch.calls if not self._held_back(each)])
+        if not self._held_back(*launch.calls):
+            await self._adispatch_many(launch.calls)
         if launch.ended:
             await self.io.arun(follow.arrived(self, launch.ended))
         return launches.handle(self, canvas, id)
@@ -462,6 +470,30 @@ class CloudQ:
             batch.ended = True
         await self._adispatch_many(batch.calls)
 
+    def revoke(self, id: str, *, terminate: bool = True) -> None:
+        """What ``result.revoke`` does, by task id."""
+        now, ttl = self.clock.time(), max(self.conf.result_expires, records.JOINED)  # its steps may come for as long
+        known = self.use_store(lambda store: records.revoke(store, id, now=now, ttl=ttl, terminate=terminate), why="revoking a task")
+        timer = self.timer
+        if timer is None or known["state"] in states.TERMINAL or records.is_held(known, now):
+            return
+        try:
+            waited = drive(timer.cancel(id)) if timer.limits.local else self.io.run(timer.cancel(id), timeout=self.conf.send_timeout)
+        except (TimerError, TimeoutError) as error:
+            logger.warning("task %s is revoked, but stays in the timer: it will be dropped when it comes: %s", id, error)
+            return
+        if waited:
+            message = Message(known.get("waits") or {"id": id, "task": known["task"], "attempt": known["attempt"]})
+            self.use_store(
+                lambda store: records.finish_unclaimed(
+                    store, message, known.get("queue", ""), states.REVOKED, at=now, ttl=ttl, reason=states.WAS_REVOKED
+                )
+            )
+            if "waits" in known:
+                from cloudq import follow
+
+                self.io.run(follow.failed(self, message, known["queue"], states.WAS_REVOKED, None), timeout=self.conf.send_timeout)
+
     def result(self, id: str) -> results.AsyncResult[Any]:
         """The result of a call by its task id."""
         return results.AsyncResult(id, self)
@@ -486,24 +518,49 @@ class CloudQ:
         batch = self._batch.get()
         return None if batch is None or batch.ended else batch
 
-    def _held_back(self, prepared: Prepared) -> bool:
-        """Whether a batch or a transaction sends it later."""
-        if prepared.after_commit:
+    def _held_back(self, *prepared: Prepared) -> bool:
+        """Whether a batch or a transaction sends them later. Raises StoreRequired where what follows them needs a store."""
+        if self.store is None:
+            for each in prepared:
+                if each.message is not None and waits_for_members(each.message.fields):
+                    self.required_store("a chord (a group with a step after it)")
+        if prepared and prepared[0].after_commit:
             if self.conf.after_commit is None:
                 raise ConfigError("after_commit needs CloudQ(after_commit=…), e.g. django.db.transaction.on_commit")
-            prepared.after_commit = False
-            self.conf.after_commit(lambda: self._send(prepared))
+            self.conf.after_commit(lambda: self._send_committed(prepared))
             return True
         batch = self._open_batch()
         if batch is None:
             return False
-        batch.calls.append(prepared)
+        batch.calls.extend(prepared)
         return True
 
+    def _send_committed(self, prepared: Sequence[Prepared]) -> None:
+        if len(prepared) == 1:
+            self._send(prepared[0])
+        else:
+            self._dispatch_many(prepared)
+
     def _dispatch(self, prepared: Prepared) -> results.AsyncResult[Any]:
-        if not self._held_back(prepared):
+        if self._held_back(prepared):
+            return results.AsyncResult(prepared.id, self)
+        task = prepared.task
+        if task is None or task.settings.unique is None:
             self._send(prepared)
-        return results.AsyncResult(prepared.id, self)
+            return results.AsyncResult(prepared.id, self)
+        from cloudq import idempotency
+
+        key, name, id, lasts = *_called(prepared, task), task.settings.unique + prepared.outgoing.delay
+        why = f"unique= of the task {name!r}"
+        waits = self.use_store(lambda store: idempotency.reserve(store, name, key, id, ttl=lasts), why=why)
+        if waits is None:
+            try:
+                self._send(prepared)
+            except BaseException:
+                with suppress(StoreError, TimeoutError):  # then it expires
+                    self.use_store(lambda store: idempotency.release(store, name, key, id))
+                raise
+        return results.AsyncResult(waits or id, self)
 
     def _send(self, prepared: Prepared) -> None:
         self.sender.send(prepared.queue, prepared.outgoing, prepared.id)
@@ -516,16 +573,35 @@ class CloudQ:
             call_quietly(self.hooks.after_send, _message(prepared), prepared.queue)
 
     async def _adispatch(self, prepared: Prepared) -> results.AsyncResult[Any]:
-        if not self._held_back(prepared):
-            await self.sender.asend(prepared.queue, prepared.outgoing, prepared.id)
-            if self.store is not None and self._tracked(prepared):
-                try:
-                    await self.ause_store(lambda store: self._record(store, prepared))
-                except (StoreError, TimeoutError):
-                    logger.warning("task %s: QUEUED could not be recorded", prepared.id, exc_info=True)
-            if self.hooks.after_send:
-                call_quietly(self.hooks.after_send, _message(prepared), prepared.queue)
-        return results.AsyncResult(prepared.id, self)
+        if self._held_back(prepared):
+            return results.AsyncResult(prepared.id, self)
+        task = prepared.task
+        if task is None or task.settings.unique is None:
+            await self._asend(prepared)
+            return results.AsyncResult(prepared.id, self)
+        from cloudq import idempotency
+
+        key, name, id, lasts = *_called(prepared, task), task.settings.unique + prepared.outgoing.delay
+        why = f"unique= of the task {name!r}"
+        waits = await self.ause_store(lambda store: idempotency.reserve(store, name, key, id, ttl=lasts), why=why)
+        if waits is None:
+            try:
+                await self._asend(prepared)
+            except BaseException:
+                with suppress(StoreError, TimeoutError):
+                    await self.ause_store(lambda store: idempotency.release(store, name, key, id))
+                raise
+        return results.AsyncResult(waits or id, self)
+
+    async def _asend(self, prepared: Prepared) -> None:
+        await self.sender.asend(prepared.queue, prepared.outgoing, prepared.id)
+        if self.store is not None and self._tracked(prepared):
+            try:
+                await self.ause_store(lambda store: self._record(store, prepared))
+            except (StoreError, TimeoutError):
+                logger.warning("task %s: QUEUED could not be recorded", prepared.id, exc_info=True)
+        if self.hooks.after_send:
+            call_quietly(self.hooks.after_send, _message(prepared), prepared.queue)
 
     def _dispatch_many(self, prepared: Sequence[Prepared]) -> list[results.AsyncResult[Any]]:
         failed = self.sender.send_many(prepared)
@@ -567,6 +643,8 @@ class CloudQ:
         return handles
 
     def _tracked(self, prepared: Prepared) -> bool:
+        if prepared.outgoing.delay and calls.is_waited_for(self, prepared):
+            return True
         ignored = prepared.task is not None and prepared.task.settings.ignore_result
         store, wanted = self.store, self.conf.track_queued
         wanted = store is not None and not store.limits.metered if wanted is None else wanted
@@ -574,7 +652,8 @@ class CloudQ:
 
     async def _record(self, store: Store, prepared: Prepared) -> None:
         ttl = self.conf.result_expires + prepared.outgoing.delay
-        await records.record_queued(store, _message(prepared), prepared.queue, ttl=ttl)
+        waits = calls.is_waited_for(self, prepared)
+        await records.record_queued(store, _message(prepared), prepared.queue, ttl=ttl, waits=waits)
 
     async def _record_many(self, store: Store, prepared: Sequence[Prepared]) -> None:
         async def some(part: Sequence[Prepared]) -> None:
@@ -596,6 +675,12 @@ def _sealing(signing: str | None, encryption: str | None, accept_unsigned: bool 
     from cloudq import seal
 
     return seal.configured(signing, encryption, accept_unsigned, now)
+
+
+def _called(prepared: Prepared, task: Task[..., Any]) -> tuple[str, str, str]:
+    """What makes the call the same as another, its task and its id."""
+    message = _message(prepared)
+    return task.call_key(message.args, message.kwargs), task.name, prepared.id
 
 
 def _message(prepared: Prepared) -> Message:

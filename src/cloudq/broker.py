@@ -84,7 +84,7 @@ class Delivery:
     body: str
     """The text; bytes that are no UTF-8 arrive surrogate-escaped."""
     receipt: object
-    """The driver's own handle for ack and extend; opaque to the core."""
+    """The driver's own handle for ack and extend; opaque to the core. ``None``: it was pushed, and the answer to that settles it."""
     receives: int = 0
     """How often the provider says it was delivered, this time included; 0 where it does not count."""
     message_id: str = ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from cloudq.broker import Outgoing
 from cloudq.durations import seconds
 from cloudq.errors import ArgumentsError, DelayError
-from cloudq.message import MAX_ID, VERSION, Message, encode_call, new_id
+from cloudq.message import MAX_ID, VERSION, Message, check_nesting, encode_call, new_id
 from cloudq.request import current
 from cloudq.signature import NO_OPTIONS, CallOptions, Canvas, Signature
 from cloudq.values import dumps
@@ -87,6 +87,7 @@ def prepare(
     _times(fields, options, task, now, name)
     _carried(fields, options, app)
     fields.update(more)
+    check_nesting(fields, name)
     message = held_until(app, Message(fields), delay)
     for hook in hooks.before_send:
         message = hook(message, queue)
@@ -94,6 +95,16 @@ def prepare(
     outgoing = outgoing_of(message, delay=delay)
     app.sender.check(outgoing, what=f"task {name!r}")
     return Prepared(id, queue, outgoing, message, task, after_commit=options.get("after_commit", False))
+
+
+def is_waited_for(app: CloudQ, prepared: Prepared) -> bool:
+    """Whether the call waits in the timer, and its end, should it be revoked there, is to be told to others."""
+    message = prepared.message
+    return (
+        message is not None
+        and prepared.outgoing.delay > app.broker.limits.delay
+        and (message.has_follow_ups or bool(message.link_error) or message.flow is not None)
+    )
 
 
 def outgoing_of(message: Message, *, delay: float = 0.0) -> Outgoing:
@@ -156,19 +167,20 @@ def signature_json(app: CloudQ, signature: Signature[Any]) -> dict[str, Any]:
 
 def steps_of(app: CloudQ, canvas: Canvas[Any], *, now: bool = False) -> list[dict[str, Any]]:
     """A canvas as steps; with ``now`` those at its front, which start at once, are left to be checked as calls of their own."""
+    own = {"id": _id(canvas.options, repr(canvas))} if "task_id" in canvas.options else {}
     if isinstance(canvas, Signature):
         if not now:
             return [signature_json(app, canvas)]
-        id = canvas.options.get("task_id")
-        return [{"signature": canvas, "id": id} if id else {"signature": canvas}]
+        return [{"signature": canvas, "delay": _delay(canvas.options, app.clock.time(), canvas.task), **own}]
     from cloudq.workflow import Chain, Group
 
     if isinstance(canvas, Chain):
-        return [step for at, part in enumerate(canvas.steps) for step in steps_of(app, part, now=now and at == 0)]
+        steps = [step for at, part in enumerate(canvas.steps) for step in steps_of(app, part, now=now and at == 0)]
+        steps[-1] |= own
+        return steps
     assert isinstance(canvas, Group)
-    id, members = canvas.options.get("task_id"), cast("Sequence[Canvas[Any]]", canvas.branches)
-    step: dict[str, Any] = {"members": [steps_of(app, branch, now=now) for branch in members]}
-    return [{**step, "id": id} if id else step]
+    members = cast("Sequence[Canvas[Any]]", canvas.branches)
+    return [{"members": [steps_of(app, branch, now=now) for branch in members], **own}]
 
 
 def link_json(app: CloudQ, canvas: Canvas[Any]) -> dict[str, Any]:
@@ -248,7 +260,11 @@ def _carried(fields: dict[str, Any], options: CallOptions, app: CloudQ) -> None:
     for key in ("link", "link_error"):
         if key in options:
             linked = cast("Mapping[str, Any]", options)[key]
-            fields[key] = [link_json(app, each) for each in _several(linked)]
+            try:
+                fields[key] = [link_json(app, each) for each in _several(linked)]
+            except RecursionError:
+                name = fields["task"]
+                raise ArgumentsError(f"{key} of task {name!r}: links are nested too deeply, or in themselves", task=name) from None
 
 
 def _id(options: CallOptions, name: str) -> str:

@@ -20,6 +20,7 @@ KEPT: Final = records.JOINED
 
 # The fields of the document. A member's result is the task document at its derived id, or, where it is a group, again a chord.
 #   of             how many members there are
+#   ids            of those whose id the caller chose, by index
 #   next           the steps that follow, the first of which is the chord's body; absent for a group at the end of a branch
 #   join           of which chord it is itself a member
 #   flow, root, parent   what it belongs to
@@ -67,17 +68,29 @@ async def fail(store: Store, join: Mapping[str, Any], why: str) -> Mapping[str, 
         return value
 
 
-async def results(store: Store, chord: str, of: int) -> list[Any]:
+def members(chord: str, document: Mapping[str, Any]) -> list[str]:
+    """The ids of a group's members."""
+    chosen = document.get("ids", {})
+    return [chosen.get(str(index)) or derived_id(chord, index) for index in range(document["of"])]
+
+
+async def results(store: Store, chord: str) -> list[Any]:
     """The members' results in order, JSON values; groups among them are lists. Raises TaskFailed where one is not there."""
-    ids = [derived_id(chord, index) for index in range(of)]
+    document = await get(store, chord)
+    if document is None:
+        raise TaskFailed("cloudq.ResultMissing", f"nothing is known of the group {chord}", task_id=chord)
+    ids = members(chord, document)
     values: list[Any] = []
     for id, found in zip(ids, await store.get_many(records.KIND, ids), strict=True):
         if found is not None and found.value["state"] == states.SUCCESS:
             values.append(found.value.get("value"))
             continue
-        inner = await get(store, id)
-        if inner is None:
+        try:
+            values.append(await results(store, id))
+        except TaskFailed as missing:
+            if missing.task_id != id:
+                raise
             state = states.PENDING if found is None else found.value["state"]
-            raise TaskFailed("cloudq.ResultMissing", f"the result of member {len(values)} ({id}) is not there: {state}", task_id=id)
-        values.append(await results(store, id, inner["of"]))
+            why = f"the result of member {len(values)} ({id}) is not there: {state}"
+            raise TaskFailed("cloudq.ResultMissing", why, task_id=id) from None
     return values

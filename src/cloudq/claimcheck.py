@@ -7,6 +7,7 @@ lie: everything else is written here, once for all brokers.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, Protocol, cast, runtime_checkable
@@ -29,8 +30,8 @@ SMALL: Final = 1024
 MOST: Final = 16 << 20
 """Bytes of a body at most: one request's worth of an object store, and no more than a reader may want in memory."""
 
-DAYS: Final = 60
-"""What ``bodies_days`` is unless said otherwise: a month of delay, and the longest rest in a queue and in its dead-letter queue."""
+DELAY_DAYS: Final = 32
+"""What ``bodies_days`` has beside the longest rest in a queue and in its dead-letter queue, unless said otherwise: a month of delay."""
 
 _DAY: Final = 86_400.0
 _KEY: Final = r"(?=.{1,200}\Z)[A-Za-z0-9_-]+(?:[./][A-Za-z0-9_-]+)*"
@@ -68,7 +69,7 @@ class ClaimChecks(NamedTuple):
     bodies: Bodies
     over: int = MOST
     """Bytes of a message from which on its body is left, even where its queue would take it."""
-    delay: float = DAYS * _DAY
+    delay: float = DELAY_DAYS * _DAY
     """The longest delay (seconds) of a message whose body is left: it must still be there when the message has rested in its queues."""
 
     async def leave(self, body: str) -> str:
@@ -120,7 +121,7 @@ def is_claim(fields: Mapping[str, Any]) -> bool:
 
 
 def configured(location: Location, place: Callable[[str], Bodies], *, resting: float) -> ClaimChecks | None:
-    """What a broker's URL says: ``?bodies=s3://bucket/prefix``, and optionally ``bodies_over=`` (bytes) and ``bodies_days=``.
+    """What a broker's URL says: ``?bodies=s3://bucket/prefix`` (or ``gs://``), and optionally ``bodies_over=`` (bytes) and ``bodies_days=``.
 
     ``place`` opens a URL of bodies; ``resting`` is the longest that a message may lie in a queue and its dead-letter queue, in seconds.
     """
@@ -129,7 +130,7 @@ def configured(location: Location, place: Callable[[str], Bodies], *, resting: f
         if stray := sorted(options.keys() & set(OPTIONS)):
             raise ConfigError(f"option {stray[0]} of the {location.scheme}:// URL needs bodies=, the place where large bodies lie")
         return None
-    over, days = location.number("bodies_over", MOST), location.number("bodies_days", DAYS)
+    over, days = location.number("bodies_over", MOST), location.number("bodies_days", DELAY_DAYS + math.ceil(resting / _DAY))
     if not SMALL <= over <= MOST:
         raise ConfigError(f"bodies_over must be from {SMALL:,} to {MOST:,} bytes, not {over:,}")
     if days * _DAY < resting:

@@ -8,12 +8,12 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from cloudq import calls, states
+from cloudq import calls, chords, states
 from cloudq.broker import Delivery
 from cloudq.launch import Launch, handle, plan
 from cloudq.message import Message, derived_id
 from cloudq.outcome import Again, Dead, Done, Dropped, Later, Outcome
-from cloudq.result import AsyncResult, EagerResult, GroupResult
+from cloudq.result import AsyncResult, EagerGroupResult, EagerResult, GroupResult
 from cloudq.runner import Job, Runner
 from cloudq.signature import CallOptions, Canvas
 
@@ -66,7 +66,7 @@ class _Place:
         if isinstance(handle, GroupResult):
             members = cast("Any", handle).children
             children: list[AsyncResult[Any]] = [self.result(child) for child in members]
-            return GroupResult(handle.id, self.app, children, parent=handle.parent)
+            return EagerGroupResult(handle.id, self.app, children, parent=handle.parent and self.result(handle.parent))
         missing = {"state": states.FAILURE, "reason": "a step before it ended without a result"}
         eager: AsyncResult[Any] = EagerResult(handle.id, self.app, self.documents.get(handle.id, missing))
         eager.parent = handle.parent and self.result(handle.parent)
@@ -149,13 +149,13 @@ class _Place:
         chord = self.chords[id]
         if steps := chord.get("next"):
             launch = Launch(self.app, parent=Message({"id": id, "task": "group"}), flow=chord.get("flow"))
-            launch.start(steps, steps[-1]["id"], results={"chord": id, "of": join["of"]}, join=chord.get("join"))
+            launch.start(steps, steps[-1]["id"], results={"chord": id}, join=chord.get("join"))
             self.perform(launch)
         elif outer := chord.get("join"):
             self._arrive(outer)
 
     def _results(self, chord: str) -> list[Any]:
-        ids = [derived_id(chord, index) for index in range(self.chords[chord]["of"])]
+        ids = chords.members(chord, self.chords[chord])
         return [self.documents[id].get("value") if id in self.documents else self._results(id) for id in ids]
 
     def _failed(self, message: Message, document: Mapping[str, Any]) -> None:

@@ -5,7 +5,8 @@ CloudQError
 │   ├── AdapterMissing          no installed adapter serves a URL's scheme; the message holds the pip command
 │   ├── DuplicateTask           two different functions claim one task name
 │   ├── NotBound                a task without an app was called
-│   └── StoreRequired           what was asked needs a store, and the app has none
+│   ├── StoreRequired           what was asked needs a store, and the app has none
+│   └── CannotExpress           a trigger that a provider's scheduler cannot keep exactly
 ├── CallError                   refused at the call; nothing was sent
 │   ├── ArgumentsError          (also TypeError) arguments do not fit the signature or cannot travel as JSON
 │   ├── MessageTooLarge         (also ValueError) the encoded message is over the broker's limit
@@ -76,6 +77,15 @@ class NotBound(ConfigError):
 
 class StoreRequired(ConfigError):
     """What was asked needs a store, and the app has none."""
+
+
+class CannotExpress(ConfigError):
+    """A provider's scheduler cannot keep a trigger exactly. ``nearest`` is the text of one near it that can be kept, if there is one."""
+
+    def __init__(self, trigger: str, service: str, reason: str, *, nearest: str | None) -> None:
+        hint = f"; the nearest that can: {nearest}" if nearest is not None else ""
+        super().__init__(f"{service} cannot keep {trigger}: {reason}{hint}")
+        self.nearest = nearest
 
 
 class CallError(CloudQError):

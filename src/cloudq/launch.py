@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from cloudq import calls, chords
 from cloudq.calls import NOTHING, Prepared
-from cloudq.message import Message, derived_id, new_id
+from cloudq.errors import ArgumentsError, DelayError
+from cloudq.message import MAX_MEMBERS, Message, check_nesting, derived_id, new_id, waits_for_members
 from cloudq.request import current
 from cloudq.result import AsyncResult, GroupResult
 from cloudq.signature import Canvas, Signature
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 Step: TypeAlias = Mapping[str, Any]
 """As above; at the call a first step may be ``{"signature": Signature}``, which is checked and encoded as a call of its own."""
+
+LONGEST: Final = chords.KEPT / 2
+"""Seconds that the members of a chord and its body may be delayed in all: results are kept for twice that, to leave time for retries and
+redrives."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -59,13 +64,15 @@ class Launch:
             return
         branches = cast("Sequence[Sequence[Step]]", first["members"])
         chord = cast("str", first["id"])
+        ids = [branch[-1].get("id") or derived_id(chord, index) for index, branch in enumerate(branches)]
         waited_for = bool(rest) or join is not None
         if waited_for:
-            document = {"of": len(branches), "next": rest, "join": join, "flow": self.flow, **self._lineage()}
-            self.chords.append((chord, {key: each for key, each in document.items() if each is not None}))
+            own = {str(index): id for index, (id, branch) in enumerate(zip(ids, branches, strict=True)) if "id" in branch[-1]}
+            document = {"of": len(branches), "ids": own, "next": rest, "join": join, "flow": self.flow, **self._lineage()}
+            self.chords.append((chord, {key: each for key, each in document.items() if each or key == "of"}))
         for index, branch in enumerate(branches):
             member = {"chord": chord, "index": index, "of": len(branches)} if waited_for else None
-            self.start(branch, derived_id(chord, index), value=value, results=results, join=member)
+            self.start(branch, ids[index], value=value, results=results, join=member)
         if not branches and rest:
             self.start(rest, id, value=[], join=join)
         elif not branches and join is not None:
@@ -115,13 +122,54 @@ def plan(app: CloudQ, canvas: Canvas[Any], *, stored: bool = True) -> tuple[str,
 
     Raises ArgumentsError, MessageTooLarge or DelayError as ``task.delay`` does, naming the task; StoreRequired for a chord without a store.
     """
-    id = canvas.options.get("task_id") or new_id()
+    id = own_id(canvas) or new_id()
     launch = Launch(app, flow=None if isinstance(canvas, Signature) else id)
-    launch.start(calls.steps_of(app, canvas, now=True), id)
-    waits = launch.chords or any("members" in step for call in launch.calls if call.message for step in call.message.next[:-1])
-    if stored and waits:
+    steps = calls.steps_of(app, canvas, now=True)
+    _check(steps, joined=False)
+    launch.start(steps, id)
+    for _, document in launch.chords:
+        check_nesting(document, "a chord")
+    if stored and (launch.chords or any(call.message and waits_for_members(call.message.fields) for call in launch.calls)):
         app.required_store("a chord (a group with a step after it)")
+    if _after_commit(canvas):
+        for call in launch.calls:
+            call.after_commit = True
     return id, launch
+
+
+def own_id(canvas: Canvas[Any]) -> str | None:
+    """The id that the caller chose for its result, if one was chosen."""
+    id = canvas.options.get("task_id")
+    return own_id(canvas.steps[-1]) if id is None and isinstance(canvas, Chain) else id
+
+
+def _after_commit(canvas: Canvas[Any]) -> bool:
+    front: Sequence[Canvas[Any]] = ()
+    if isinstance(canvas, Chain):
+        front = canvas.steps[:1]
+    elif isinstance(canvas, Group):
+        front = cast("Sequence[Canvas[Any]]", canvas.branches)
+    return canvas.options.get("after_commit", False) or any(map(_after_commit, front))
+
+
+def _check(steps: Sequence[Step], *, joined: bool) -> float:
+    """How long the steps are delayed in all, in seconds. Raises DelayError for a chord whose results would not be kept for so long."""
+    total = 0.0
+    for step, after in zip(steps, (*steps[1:], None), strict=True):
+        delay: float = step.get("delay", 0.0)
+        if "members" in step:
+            members: Sequence[Sequence[Step]] = step["members"]
+            waited_for = joined or after is not None
+            if len(members) > MAX_MEMBERS:
+                raise ArgumentsError(f"a group has {len(members):,} members, and {MAX_MEMBERS:,} is the most", task="")
+            delay += max((_check(branch, joined=waited_for) for branch in members), default=0.0)
+            if waited_for and delay + (after or {}).get("delay", 0.0) > LONGEST:
+                raise DelayError(
+                    f"the members of a chord and its body may be delayed for {LONGEST / 86400:.0f} days in all: "
+                    f"their results are kept for {chords.KEPT / 86400:.0f}"
+                )
+        total += delay
+    return total
 
 
 async def note(store: Store, launch: Launch) -> None:
@@ -137,13 +185,14 @@ def handle(app: CloudQ, canvas: Canvas[Any], id: str) -> AsyncResult[Any]:
     """The result of a canvas that was called with ``id``."""
     if isinstance(canvas, Group):
         branches = cast("Sequence[Canvas[Any]]", canvas.branches)
-        return GroupResult(id, app, [handle(app, branch, derived_id(id, index)) for index, branch in enumerate(branches)])
+        children = [handle(app, branch, own_id(branch) or derived_id(id, index)) for index, branch in enumerate(branches)]
+        return GroupResult(id, app, children)
     if not isinstance(canvas, Chain):
         return AsyncResult(id, app)
     steps = canvas.steps
     last: AsyncResult[Any] | None = None
     for at, step in enumerate(steps):
-        own = id if at == len(steps) - 1 else step.options.get("task_id") or derived_id(id, "step", at)
+        own = id if at == len(steps) - 1 else own_id(step) or derived_id(id, "step", at)
         result = handle(app, step, own)
         result.parent, last = last, result
     assert last is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +29,17 @@ def load_app(reference: str) -> CloudQ:
         raise ConfigError(f"{name}.{attribute} is no CloudQ app; the module has {', '.join(_apps(module)) or 'none'}")
     app.reference = f"{name}:{attribute or next(known for known, each in _apps(module).items() if each is app)}"
     return app
+
+
+def load_configured() -> tuple[CloudQ, int | None]:
+    """The app that ``CLOUDQ_APP`` names, and ``CLOUDQ_CONCURRENCY``; for the ready-made entries of functions and services."""
+    reference = os.environ.get("CLOUDQ_APP")
+    if not reference:
+        raise ConfigError("set CLOUDQ_APP=module:attribute in the environment, as in shop.tasks:app")
+    concurrency = os.environ.get("CLOUDQ_CONCURRENCY")
+    if concurrency is not None and not concurrency.isdigit():
+        raise ConfigError(f"CLOUDQ_CONCURRENCY must be a whole number, not {concurrency!r}")
+    return load_app(reference), None if concurrency is None else int(concurrency)
 
 
 def reference_of(app: CloudQ) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from json import JSONDecoder
 from typing import Any, Final, NoReturn, cast
 
-from cloudq.errors import DecodeError
+from cloudq.errors import ArgumentsError, DecodeError
 from cloudq.values import dumps
 
 VERSION: Final = 1
@@ -18,6 +18,12 @@ VERSION: Final = 1
 MAX_ID: Final = 128
 """Characters of a task id at most (SQS allows 128 in a deduplication id: AWS SendMessage)."""
 
+
+MAX_MEMBERS: Final = 100_000
+"""Members of a group that is waited for at most: as many results are fetched at once."""
+
+MAX_NESTING: Final = 100
+"""Levels of links and groups inside each other at most. A chain is one level, however long."""
 
 DEAD_ATTRIBUTE: Final = "cloudq-dead"
 """Attribute with the reason, where a dead letter is too large to carry it in its body."""
@@ -193,7 +199,7 @@ class Message:
 
     @property
     def results(self) -> Mapping[str, Any] | None:
-        """Whose results go before its arguments: ``chord`` (an id) and ``of`` (how many members)."""
+        """Whose results go before its arguments: ``chord`` (an id)."""
         value: Mapping[str, Any] | None = self.fields.get("results")
         return value
 
@@ -292,27 +298,74 @@ def _flag(value: object) -> bool:
     return isinstance(value, bool)
 
 
+def _name(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
 def _signatures(value: object) -> bool:
-    try:
-        return isinstance(value, list) and all(map(_signature, cast("list[object]", value)))
-    except RecursionError:
+    """Calls, or groups of steps side by side, with all that is nested in them."""
+    if not isinstance(value, list):
         return False
+    level = cast("list[object]", value)
+    for _ in range(MAX_NESTING):
+        if not all(map(_signature, level)):
+            return False
+        level = _nested(cast("list[dict[str, Any]]", level))
+        if not level:
+            return True
+    return False
 
 
 def _signature(value: object) -> bool:
-    """One call, or a group of steps side by side."""
+    """One of them, but for what is nested in it."""
     if not isinstance(value, dict):
         return False
-    link = cast("dict[str, object]", value)
-    known = bool(link.get("task") and link.get("queue")) != ("members" in link)
-    return known and all(_LINK[key](link[key]) for key in link.keys() & _LINK.keys())
+    link = cast("dict[str, Any]", value)
+    if "members" not in link and not ("task" in link and "queue" in link):
+        return False
+    return all(_LINK[key](link[key]) for key in link.keys() & _LINK.keys()) and (not link.get("each") or _lists(link.get("args", [])))
+
+
+def _nested(level: Iterable[Mapping[str, Any]]) -> list[Any]:
+    """What the links of one level hold of further ones."""
+    found: list[Any] = []
+    for link in level:
+        for key in ("link", "link_error", "next"):
+            if key in link:
+                found.extend(link[key])
+        for branch in link.get("members", ()):
+            found.extend(branch)
+    return found
+
+
+def check_nesting(fields: Mapping[str, Any], name: str) -> None:
+    """Refuse at the call what readers would refuse: links in links over MAX_NESTING deep. Raises ArgumentsError."""
+    level: list[Any] = [fields]
+    for _ in range(MAX_NESTING + 1):
+        if not (level := _nested(level)):
+            return
+    raise ArgumentsError(f"task {name!r}: links and groups are nested over {MAX_NESTING} deep", task=name)
+
+
+def waits_for_members(fields: Mapping[str, Any]) -> bool:
+    """Whether a group of what follows is waited for, which needs a store: a step comes after it, or it ends a branch of such a group."""
+    level: list[tuple[Sequence[Mapping[str, Any]], bool]] = [(fields.get("next", ()), "join" in fields), *_linked(fields)]
+    while level:
+        steps, joined = level.pop()
+        for at, step in enumerate(steps):
+            if "members" in step and (joined or at < len(steps) - 1):
+                return True
+            level.extend(_linked(step))
+            level.extend((branch, False) for branch in step.get("members", ()))
+    return False
+
+
+def _linked(fields: Mapping[str, Any]) -> list[tuple[Sequence[Mapping[str, Any]], bool]]:
+    return [([link, *link.get("next", ())], False) for key in ("link", "link_error") for link in fields.get(key, ())]
 
 
 def _branches(value: object) -> bool:
-    try:
-        return isinstance(value, list) and all(each and _signatures(each) for each in cast("list[object]", value))
-    except RecursionError:
-        return False
+    return isinstance(value, list) and all(isinstance(each, list) and bool(cast("object", each)) for each in cast("list[object]", value))
 
 
 def _steps(value: object) -> bool:
@@ -321,11 +374,17 @@ def _steps(value: object) -> bool:
 
 
 def _joined(value: object) -> bool:
-    if not isinstance(value, dict):
-        return False
-    join = cast("dict[str, Any]", value)
-    numbers = _count(join.get("index", 0)) and _count(join.get("of")) and join.get("index", 0) < max(join["of"], 1)
-    return _an_id(join.get("chord")) and numbers
+    join = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    index, of = join.get("index"), join.get("of")
+    return _an_id(join.get("chord")) and type(index) is int and type(of) is int and 0 <= index < of <= MAX_MEMBERS
+
+
+def _gathered(value: object) -> bool:
+    return isinstance(value, dict) and _an_id(cast("dict[str, Any]", value).get("chord"))
+
+
+def _lists(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, list) for each in cast("list[object]", value))
 
 
 def _an_id(value: object) -> bool:
@@ -333,8 +392,8 @@ def _an_id(value: object) -> bool:
 
 
 _LINK: Final[Mapping[str, Callable[[object], bool]]] = {
-    "task": _text,
-    "queue": _text,
+    "task": _name,
+    "queue": _name,
     "args": _array,
     "kwargs": _object,
     "immutable": _flag,
@@ -345,12 +404,12 @@ _LINK: Final[Mapping[str, Callable[[object], bool]]] = {
     "tenant": _text,
     "headers": _object,
     "ignore_result": _flag,
-    "link": _signatures,
-    "link_error": _signatures,
+    "link": _array,
+    "link_error": _array,
     "id": _an_id,
     "each": _flag,
     "members": _branches,
-    "next": _signatures,
+    "next": _array,
 }
 
 
@@ -373,8 +432,8 @@ _KNOWN: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
     "link": (_signatures, "a list of signatures"),
     "link_error": (_signatures, "a list of signatures"),
     "next": (_steps, "a list of steps, each with an id"),
-    "join": (_joined, "an object with chord, index and of"),
-    "results": (_joined, "an object with chord and of"),
+    "join": (_joined, f"an object with chord, index and of (at most {MAX_MEMBERS})"),
+    "results": (_gathered, "an object with chord"),
     "flow": (_an_id, "a task id"),
     "each": (_flag, "true or false"),
     "ignore_result": (_flag, "true or false"),
@@ -436,6 +495,8 @@ def decode(fields: dict[str, Any]) -> Message:
             if not check(fields[key]):
                 raise DecodeError(f'"{key}" must be {wanted}')
         fields.pop("sig", None)  # nobody here can check it, and a retry is another text
+        if fields.get("each") and not _lists(fields.get("args", [])):
+            raise DecodeError('"args" must be a list of lists where "each" is true')
         if fields.get("first", 0) > fields.get("attempt", 0):
             raise DecodeError('"first" must not be above "attempt"')
     elif not _instant(fields["sent"]):

@@ -86,7 +86,8 @@ class Dead(NamedTuple):
 class Dropped(NamedTuple):
     """Nothing to do: revoked, expired, superseded, or a duplicate of finished work.
 
-    ``state`` is what the result then says (``None``: it stays as it is); ``follow_ups`` whether those of the finished work are sent again:
+    ``state`` is what the result then says (``None``: it stays as it is; SUCCESS with ``value``: another call's result is its own);
+    ``follow_ups`` whether those of the finished work are sent, perhaps again:
     its links with ``value``, or where ``ended`` holds the record of work that ended without one, its error links.
     """
 

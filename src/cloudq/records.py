@@ -27,43 +27,69 @@ Edit: TypeAlias = Callable[[dict[str, Any]], None]
 #   each                     its value is the list of several calls
 #   sent, started, finished  instants
 #   owner, until             the claim: who runs this attempt, and until when the claim holds unless renewed
-#   revoked                  true: it must not start
+#   revoked                  true: it must not start, and stops where it runs; with spared it may go on there
+#   waits                    its message, where revoking it while it is in the timer has to tell others
 #   progress, meta           what the task recorded by update_state
 #   value | error, reason    how it ended
 #   upstream                 it never ran: the id of the task before it that ended without a result
 
 
-async def record_queued(store: Store, message: Message, queue: str, *, ttl: float) -> None:
-    """Note a call that was sent, unless a worker has noted more already."""
+async def record_queued(store: Store, message: Message, queue: str, *, ttl: float, waits: bool = False) -> None:
+    """Note a call that was sent, unless a worker has noted more already. ``waits``: in the timer, and others wait for its end."""
+    value = {**_identity(message, queue), "state": states.QUEUED}
+    if waits:
+        value["waits"] = dict(message.fields)
     try:
-        await store.put(KIND, message.id, {**_identity(message, queue), "state": states.QUEUED}, expect=MISSING, ttl=ttl)
+        await store.put(KIND, message.id, value, expect=MISSING, ttl=ttl)
     except Conflict:
         return
 
 
-async def revoke(store: Store, id: str, *, now: float, ttl: float) -> None:
-    """Set the revoke flag, also of a task that nothing is known of yet; one that has ended stays as it is."""
+async def revoke(store: Store, id: str, *, now: float, ttl: float, terminate: bool = True) -> Value:
+    """Set the revoke flag, also of a task that nothing is known of yet; one that has ended stays as it is. Returns the document.
+
+    Without ``terminate`` what runs already goes on.
+    """
     document = await store.get(KIND, id)
     while True:
         if document is not None and document.value["state"] in states.TERMINAL:
-            return
-        value = {
+            return document.value
+        value: dict[str, Any] = {
             **(document.value if document else {"task": "", "state": states.PENDING, "attempt": 0}),
             "revoked": True,
             "revoked_at": now,
         }
+        value.pop("spared", None)
+        if not terminate:
+            value["spared"] = True
         try:
             await store.put(KIND, id, value, expect=document.version if document else MISSING, ttl=ttl)
         except Conflict as conflict:
             document = conflict.current
         else:
-            return
+            return value
 
 
-async def is_revoked(store: Store, id: str) -> bool:
-    """Whether the revoke flag of a task, or of a workflow, is set."""
+def must_stop(document: Value) -> bool:
+    """Whether a run is asked to end."""
+    return bool(document.get("revoked")) and not document.get("spared")
+
+
+def is_held(document: Value, now: float) -> bool:
+    """Whether somebody runs it."""
+    return bool(document["state"] == states.STARTED and document.get("until", 0.0) > now)
+
+
+def shown(document: Value) -> str:
+    """The state that a person sees, but for those that the task itself has set."""
+    stopping = document["state"] == states.STARTED and must_stop(document) and document.get("until")
+    return states.REVOKING if stopping else document["state"]
+
+
+async def is_revoked(store: Store, id: str, *, running: bool = False) -> bool:
+    """Whether the revoke flag of a task, or of a workflow, is set; with ``running`` whether what runs of it is to end."""
     found = await store.get(KIND, id)
-    return found is not None and bool(found.value.get("revoked"))
+    return found is not None and (must_stop(found.value) if running else bool(found.value.get("revoked")))
 
 
 class Claim:
@@ -96,13 +122,13 @@ class Claim:
                 return
 
     async def renew(self, until: float) -> bool:
-        """Hold the claim until ``until``; returns whether the task was revoked meanwhile."""
+        """Hold the claim until ``until``; returns whether the run is to end, because the task was revoked meanwhile."""
 
         def edit(value: dict[str, Any]) -> None:
             value["until"] = until
 
         await self.change(edit)
-        return bool(self.value.get("revoked"))
+        return must_stop(self.value)
 
     async def report(self, state: str, meta: Any) -> None:
         """Record progress."""
@@ -113,10 +139,10 @@ class Claim:
         await self.change(edit)
 
     async def release(self) -> None:
-        """Let another worker take this attempt up at once."""
+        """Let another worker take this attempt up at once; until then it waits."""
 
         def edit(value: dict[str, Any]) -> None:
-            value["until"] = 0.0
+            value.update(state=states.QUEUED, until=0.0)
 
         await self.change(edit)
 
@@ -171,7 +197,7 @@ async def claim(
             refusal = _refusal(found, message, owner, now)
             if refusal is not None:
                 return refusal
-            kept = {key: found.value[key] for key in ("sent", "revoked", "crashes") if key in found.value}
+            kept = {key: found.value[key] for key in ("sent", "revoked", "spared", "crashes") if key in found.value}
             if found.value["state"] == states.STARTED and found.value["attempt"] == message.attempt and found.value.get("until"):
                 kept["crashes"] = kept.get("crashes", 0) + 1  # it ran out: a release sets it to 0
             value, expect = {**fresh, "attempt": message.attempt, **kept}, found.version
@@ -186,17 +212,32 @@ def _refusal(found: Document, message: Message, owner: str, now: float) -> Later
     if state in states.TERMINAL and "upstream" not in document:  # its message did come: what had failed before it was redriven
         if state in states.REOPENED_BY_REDRIVE and message.first > attempt:
             return None
-        ended = None if state == states.SUCCESS else document
-        follow_ups = ended is not None or document.get("reason") != IGNORED
-        return Dropped(f"it has ended already: {state}", value=document.get("value"), follow_ups=follow_ups, ended=ended)
+        return has_ended(document)
     if message.attempt < attempt:
         return Dropped(f"attempt {message.attempt} is superseded by attempt {attempt}")
     if document.get("revoked"):
-        return Dropped("it was revoked", state=states.REVOKED)
+        return Dropped(states.WAS_REVOKED, state=states.REVOKED)
     until = document.get("until", 0.0)
     if attempt == message.attempt and until > now and document.get("owner") != owner:
         return Later(min(until - now, 60.0) + 0.1, "another worker runs this attempt")
     return None
+
+
+def has_ended(document: Value) -> Dropped:
+    """The outcome of a delivery whose work has ended before: what follows is done once more, lest whoever ended it had died just then."""
+    state = document["state"]
+    ended = None if state == states.SUCCESS and document.get("reason") != IGNORED else document
+    return Dropped(f"it has ended already: {state}", value=document.get("value"), follow_ups=True, ended=ended)
+
+
+async def before(store: Store, message: Message, now: float) -> Later | Dropped | None:
+    """What is known of a message that must not run, and whose task this delivery has not claimed: another may run it, or have run it."""
+    found = await store.get(KIND, message.id)
+    if found is None or found.value["attempt"] < message.attempt:
+        return None
+    if is_held(found.value, now):
+        return Later(min(found.value["until"] - now, 60.0) + 0.1, "another worker runs this attempt")
+    return has_ended(found.value) if found.value["state"] == states.SUCCESS else None
 
 
 def _identity(message: Message, queue: str) -> dict[str, Any]:
@@ -248,5 +289,7 @@ async def finish_unclaimed(
             if stale or running or ended_already:
                 return
             value, expect = {**found.value, **_identity(message, queue), **ended}, found.version
+            if upstream is not None and found.value.get("revoked"):
+                value["state"] = states.REVOKED
         else:
             return

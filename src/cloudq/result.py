@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from cloudq.store import Store, Value
 
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 _FAILED = {states.REVOKED: TaskRevoked, states.EXPIRED: TaskExpired}
 
 
-class AsyncResult(Generic[R]):
+class AsyncResult(Generic[R_co]):
     """A handle on one call, by task id. It needs the app's store; without one everything but ``id`` raises StoreRequired."""
 
-    __slots__ = ("_app", "_final", "_task", "id", "parent")
+    __slots__ = ("_app", "_final", "_task", "_whole", "id", "parent")
 
     def __init__(self, id: str, app: CloudQ, *, task: str | None = None, parent: AsyncResult[Any] | None = None) -> None:
         self.id = id
@@ -32,6 +33,8 @@ class AsyncResult(Generic[R]):
         self._app = app
         self._task = task
         self._final: Value | None = None
+        self._whole: GroupResult[Any] | None = None
+        """Of which group it is a member: where that was never begun, its document says so for all."""
 
     def __repr__(self) -> str:
         return f"<AsyncResult {self.id}>"
@@ -44,7 +47,7 @@ class AsyncResult(Generic[R]):
 
     # ------------------------------------------------------------------ waiting
 
-    def get(self, timeout: float | None = None, *, propagate: bool = True) -> R:
+    def get(self, timeout: float | None = None, *, propagate: bool = True) -> R_co:
         """Wait for the result and return it, by the task's return type.
 
         ``timeout`` in seconds. Raises ResultTimeout; TaskFailed (or its kinds TaskRevoked, TaskExpired) when the task
@@ -53,7 +56,7 @@ class AsyncResult(Generic[R]):
         deadline = None if timeout is None else time.monotonic() + timeout
         for pause in _pauses():
             document = self._read()
-            if document is not None and document["state"] in states.TERMINAL:
+            if document is not None and self._is_over(document, propagate):
                 return self._outcome(document, propagate)
             if deadline is not None:
                 pause = min(pause, deadline - time.monotonic())
@@ -62,12 +65,12 @@ class AsyncResult(Generic[R]):
             time.sleep(pause)
         raise AssertionError("pauses never end")
 
-    async def aget(self, timeout: float | None = None, *, propagate: bool = True) -> R:
+    async def aget(self, timeout: float | None = None, *, propagate: bool = True) -> R_co:
         """``get`` for a coroutine."""
         deadline = None if timeout is None else time.monotonic() + timeout
         for pause in _pauses():
             document = await self._aread()
-            if document is not None and document["state"] in states.TERMINAL:
+            if document is not None and self._is_over(document, propagate):
                 return self._outcome(document, propagate)
             if deadline is not None:
                 pause = min(pause, deadline - time.monotonic())
@@ -82,7 +85,10 @@ class AsyncResult(Generic[R]):
     def state(self) -> str:
         """The state now: PENDING where nothing is known; see ``cloudq.states``. Tasks can set others by ``update_state``."""
         document = self._read()
-        return states.PENDING if document is None else cast("str", document.get("progress", document["state"]))
+        if document is None:
+            return states.PENDING
+        shown = records.shown(document)
+        return shown if shown == states.REVOKING else cast("str", document.get("progress", shown))
 
     status = state
 
@@ -125,12 +131,29 @@ class AsyncResult(Generic[R]):
 
     # ------------------------------------------------------------------ acting
 
-    def revoke(self) -> None:
-        """Ask that it does not start; durable, also when no worker is alive. What runs already goes on.
+    def revoke(self, *, terminate: bool = True) -> None:
+        """Ask that it does not start, and that it stops where it runs; durable, also when no worker is alive.
 
-        On the result of a chain, group or chord it cancels the whole: no step of it starts any more.
+        A call that waits in the timer is taken out of it. A run is stopped at its worker's next heartbeat: an async task is cancelled, in a
+        sync one an exception is raised that ``except Exception`` lets pass; with ``terminate=False`` it goes on. Until it has ended its
+        state is REVOKING. On the result of a chain, group or chord it cancels the whole: no step of it starts any more.
         """
-        self._app.use_store(lambda store: records.revoke(store, self.id, now=self._app.clock.time(), ttl=self._app.conf.result_expires))
+        self._app.revoke(self.id, terminate=terminate)
+        if begun := self._begun_with():  # what of it waits in the timer is taken out
+            documents = self._app.use_store(lambda store: _documents(store, begun))
+            for id, document in documents.items():
+                if document is not None and "waits" in document and document["state"] not in states.TERMINAL:
+                    self._app.revoke(id, terminate=terminate)
+
+    def _begun_with(self) -> list[str]:
+        """The ids of the calls that begin it, where these are not itself."""
+        first: AsyncResult[Any] = self
+        while first.parent is not None:
+            first = first.parent
+        if isinstance(first, GroupResult):
+            children: Sequence[AsyncResult[Any]] = cast("Any", first).children
+            return [id for child in children for id in child._begun_with() or [child.id]]
+        return [] if first is self else [first.id]
 
     def forget(self) -> None:
         """Delete what the store holds of it. A duplicate delivery would then run again."""
@@ -144,25 +167,36 @@ class AsyncResult(Generic[R]):
         return states.PENDING if document is None else cast("str", document["state"])
 
     def _read(self) -> Value | None:
-        return self._final or self._kept(self._app.use_store(lambda store: _document(store, self.id)))
+        return self._final or self._kept(self._app.use_store(self._look))
 
     async def _aread(self) -> Value | None:
-        return self._final or self._kept(await self._app.ause_store(lambda store: _document(store, self.id)))
+        return self._final or self._kept(await self._app.ause_store(self._look))
+
+    async def _look(self, store: Store) -> Value | None:
+        found = await store.get(records.KIND, self.id)
+        if found is not None or self._whole is None:
+            return None if found is None else found.value
+        whole = await self._whole._look(store)
+        return whole if whole is not None and whole["state"] in states.TERMINAL else None
+
+    def _is_over(self, document: Value, propagate: bool) -> bool:
+        """Whether there is nothing more to wait for."""
+        return document["state"] in states.TERMINAL
 
     def _kept(self, document: Value | None) -> Value | None:
         if document is not None and document["state"] in states.TERMINAL:
             self._final = document  # it will not change any more
         return document
 
-    def _outcome(self, document: Value, propagate: bool) -> R:
+    def _outcome(self, document: Value, propagate: bool) -> R_co:
         state = document["state"]
         if state == states.SUCCESS:
             task = self._app.tasks.get(document.get("task") or self._task or "")
             value = document.get("value")
             if task is None or value is None:
-                return cast("R", value)
+                return cast("R_co", value)
             decode = task.codec.decode_result
-            return cast("R", [decode(each) for each in value] if document.get("each") else decode(value))
+            return cast("R_co", [decode(each) for each in value] if document.get("each") else decode(value))
         error = cast("Mapping[str, str]", document.get("error") or {})
         kind = _FAILED.get(state, TaskFailed)
         failure = kind(
@@ -173,7 +207,7 @@ class AsyncResult(Generic[R]):
         )
         if propagate:
             raise failure
-        return cast("R", failure)
+        return cast("R_co", failure)
 
     def _late(self, timeout: float | None, document: Value | None) -> ResultTimeout:
         state = document["state"] if document else states.PENDING
@@ -181,13 +215,19 @@ class AsyncResult(Generic[R]):
 
 
 class GroupResult(AsyncResult[list[R]]):
-    """What became of a group: its result is the list of its members', in order."""
+    """What became of a group: its result is the list of its members', in order.
 
-    __slots__ = ("children",)
+    ``get`` raises as soon as a member has failed. With ``propagate=False`` it waits for all, and errors stand in the list in their places.
+    """
+
+    __slots__ = ("_began", "children")
 
     def __init__(self, id: str, app: CloudQ, children: Sequence[AsyncResult[R]], *, parent: AsyncResult[Any] | None = None) -> None:
         super().__init__(id, app, parent=parent)
+        self._began = False
         self.children: Sequence[AsyncResult[R]] = children
+        for child in children:
+            child._whole = self
         """The members' results, in order; a member that is a group has a GroupResult."""
 
     def __repr__(self) -> str:
@@ -207,6 +247,10 @@ class GroupResult(AsyncResult[list[R]]):
         """Celery's name for ``children``."""
         return self.children
 
+    def ready(self) -> bool:
+        """Whether all members have ended, however."""
+        return not self.waiting()
+
     def join(self, timeout: float | None = None, *, propagate: bool = True) -> list[R]:
         """Celery's name for ``get``."""
         return self.get(timeout, propagate=propagate)
@@ -219,7 +263,7 @@ class GroupResult(AsyncResult[list[R]]):
     def waiting(self) -> bool:
         """Whether a member has not ended yet."""
         self._read()
-        return any(child._final is None for child in self.children)
+        return self._final is None
 
     def forget(self) -> None:
         """Delete what the store holds of its members."""
@@ -243,33 +287,43 @@ class GroupResult(AsyncResult[list[R]]):
         """The ids of whose end nothing is known yet, its own among them: it is there where the group was never begun."""
         if self._final is not None or not self.children:
             return []
-        ids = [self.id]
+        ids = self._lineage()
         for child in self.children:
             ids.extend(child._open() if isinstance(child, GroupResult) else [] if child._final is not None else [child.id])
         return ids
+
+    def _lineage(self) -> list[str]:
+        return [self.id] if self._whole is None else [self.id, *self._whole._lineage()]
+
+    def _own(self, documents: Mapping[str, Value | None]) -> Value | None:
+        """Its own document, or that of the group that it is in: there where it was never begun."""
+        found = documents.get(self.id)
+        return self._whole._own(documents) if found is None and self._whole is not None else found
 
     def _merged(self, documents: Mapping[str, Value | None]) -> Value:
         """What its members' documents come to, as a document of its own."""
         if self._final is not None:
             return self._final
-        own = documents.get(self.id)
-        if own is not None and own["state"] in states.TERMINAL:
-            self._final = own
-            return own
         values: list[Any] = []
         ended, failure = True, None
         for child in self.children:
             if isinstance(child, GroupResult):
                 found: Value | None = child._merged(documents)
+                self._began = self._began or child._began
             else:
                 found = child._final or child._kept(documents.get(child.id))
+                self._began = self._began or found is not None
             if found is None or found["state"] not in states.TERMINAL:
                 ended = False
             elif found["state"] != states.SUCCESS:
                 failure = failure or found
             else:
                 values.append(found.get("value"))
-        merged: dict[str, Any] = {"state": states.PENDING if own is None else own["state"]}
+        own = self._own(documents)
+        if own is not None and own["state"] in states.TERMINAL and not self._began:  # it never will; redriven, it does
+            self._final = own
+            return own
+        merged: dict[str, Any] = {"state": states.PENDING if own is None or own["state"] in states.TERMINAL else own["state"]}
         if failure is not None:
             merged = dict(failure)
         elif ended:
@@ -279,12 +333,33 @@ class GroupResult(AsyncResult[list[R]]):
         return merged
 
     def _outcome(self, document: Value, propagate: bool) -> list[R]:
-        if document["state"] != states.SUCCESS:
+        if propagate and document["state"] != states.SUCCESS:
             return super()._outcome(document, propagate)
-        return [child._outcome(cast("Value", child._final), propagate) for child in self.children]
+        return [child._outcome(child._final or document, propagate) for child in self.children]
+
+    def _is_over(self, document: Value, propagate: bool) -> bool:
+        return self._final is not None or (propagate and document["state"] in states.TERMINAL)
 
 
-class EagerResult(AsyncResult[R]):
+class EagerGroupResult(GroupResult[R]):
+    """The result of a group that ran here and now; it needs no store."""
+
+    __slots__ = ()
+
+    def revoke(self, *, terminate: bool = True) -> None:
+        """It has run already: nothing to do."""
+
+    def forget(self) -> None:
+        """Nothing is stored."""
+
+    def _read(self) -> Value | None:
+        return self._merged({})
+
+    async def _aread(self) -> Value | None:
+        return self._merged({})
+
+
+class EagerResult(AsyncResult[R_co]):
     """The result of a call that ran here and now; it needs no store."""
 
     __slots__ = ()
@@ -293,7 +368,7 @@ class EagerResult(AsyncResult[R]):
         super().__init__(id, app)
         self._final = document
 
-    def revoke(self) -> None:
+    def revoke(self, *, terminate: bool = True) -> None:
         """It has run already: nothing to do."""
 
     def forget(self) -> None:
@@ -303,11 +378,6 @@ class EagerResult(AsyncResult[R]):
 async def _documents(store: Store, ids: Sequence[str]) -> dict[str, Value | None]:
     found = await store.get_many(records.KIND, ids)
     return {id: None if each is None else each.value for id, each in zip(ids, found, strict=True)}
-
-
-async def _document(store: Store, id: str) -> Value | None:
-    found = await store.get(records.KIND, id)
-    return None if found is None else found.value
 
 
 def _pauses() -> Iterator[float]:

@@ -29,7 +29,7 @@ from cloudq.errors import (
     TaskFailed,
     TimeLimitExceeded,
 )
-from cloudq.message import DEAD_ATTRIBUTE, Message, decode, is_bare, new_id, parse, unwrap
+from cloudq.message import DEAD_ATTRIBUTE, Message, decode, is_bare, new_id, parse, unwrap, waits_for_members
 from cloudq.middleware import call_quietly
 from cloudq.outcome import Again, Dead, Done, Dropped, Failure, Later, Outcome
 from cloudq.request import Request, current
@@ -61,6 +61,10 @@ class Interrupted(BaseException):
     """
 
 
+class Revoked(BaseException):
+    """Raised by a host inside the run of a sync task that was revoked; no Exception, as Interrupted."""
+
+
 @dataclass(slots=True, eq=False, repr=False)
 class Job:
     """A delivery on its way through the runner. ``outcome`` is set as soon as it is known, also where nothing ran."""
@@ -90,6 +94,8 @@ class Job:
     """It was not found to be genuine: whatever becomes of it is sent as it came, for a seal would vouch for it."""
     abandoned: bool = False
     """Its host has settled without it: what the run still comes to counts for nothing, also for hooks."""
+    revoked: bool = False
+    """Its host ends the run, because it was revoked: no end but a result counts."""
     given: Sequence[Any] = ()
     """What goes before the message's own arguments: the list of its chord's results, as JSON values."""
     made_request: Request | None = None
@@ -120,6 +126,8 @@ class Runner:
     """Runs messages of one app, for any host. ``admit``, ``run`` and ``arun`` do no I/O; ``fetch`` and ``claim`` do."""
 
     def __init__(self, app: CloudQ, *, eager: bool = False) -> None:
+        if not eager:
+            app.check()
         self.app = app
         self.eager = eager
         """Whether results are kept by the host, which needs no store."""
@@ -183,7 +191,7 @@ class Runner:
             if message.expires is not None and message.expires <= now:
                 job.outcome = Dropped("it expired before it could start", state=states.EXPIRED)
                 return job
-            if self.app.store is None and not self.eager and (message.join is not None or message.results is not None):
+            if self.app.store is None and not self.eager and _needs_store(message):
                 job.outcome = Dead("it belongs to a chord, and this worker has no store to count its members in: set CLOUDQ_STORE")
                 return job
             if message.eta is not None and message.eta > now:
@@ -279,6 +287,9 @@ class Runner:
         now, until, ttl = self.app.clock.time(), job.delivery.lease_until, self.app.conf.result_expires
         if message.join is not None:
             ttl = max(ttl, records.JOINED)
+        keyed = job.task is not None and job.task.key is not None
+        if keyed and job.task is not None:
+            ttl = max(ttl, job.task.settings.window or 0.0)  # its duplicates want the result
         try:
             answer = await records.claim(
                 store, message, job.delivery.queue, owner=owner, now=now, until=until, ttl=ttl, ordered=job.ordered
@@ -291,23 +302,63 @@ class Runner:
             job.outcome = answer
             return
         job.claim = answer
-        if message.flow is not None:
+        if keyed:
+            await self._claim_key(job, message, store, ttl)
+            if job.outcome is not None:
+                return
+        if message.flow is not None or message.results is not None:
             await self._enter_flow(job, message, store)
         if job.ordered:
             job.message = message.copy(attempt=answer.value["attempt"])
+        if job.ordered or not job.delivery.receives:  # where deliveries say nothing of crashes, claims do
             if (crashes := answer.value.get("crashes", 0)) >= self.app.conf.crash_cap:
                 job.outcome = Dead(f"crash loop: {crashes} runs ended without an outcome")
+
+    async def _claim_key(self, job: Job, message: Message, store: Store, ttl: float) -> None:
+        """Free what ``unique`` holds, and take the idempotency key. Both come of decoded arguments: user code, off this loop."""
+        from cloudq import idempotency
+
+        assert job.task is not None
+        settings = job.task.settings
+        try:
+            text = await asyncio.to_thread(_key, job)
+        except ArgumentsError:
+            return  # the run says so
+        except Exception as error:
+            job.outcome = Dead("its idempotency_key could not be made", Failure.of(error), states.FAILURE)
+            return
+        now, window = self.app.clock.time(), settings.window
+        try:
+            if settings.unique is not None:
+                await idempotency.release(store, message.task, text, message.id)
+            if window is not None:
+                job.outcome = await idempotency.claim(store, message, text, now=now, window=window, ttl=ttl)
+        except StoreError as error:
+            logger.warning("%s waits: the store cannot be asked about its idempotency key: %s", job.label, error)
+            job.outcome = Later(STORE_DOWN_DELAY, "the store could not be reached")
+
+    async def renew(self, job: Job, until: float) -> None:
+        """The host's heartbeat: hold the claim until ``until`` (Unix time, seconds); sets ``job.revoked`` where the run is to end.
+
+        Raises LeaseLost once the claim is another's, StoreError where the store cannot be asked.
+        """
+        claim, message, store = job.claim, job.message, self.app.store
+        if claim is None or message is None or store is None:
+            return
+        stop = await claim.renew(until)
+        if not stop and message.flow is not None and message.flow != message.id:
+            stop = await records.is_revoked(store, message.flow, running=True)
+        job.revoked = job.revoked or stop
 
     async def _enter_flow(self, job: Job, message: Message, store: Store) -> None:
         """What a step of a workflow needs beside its claim: that nobody has revoked the whole, and the results that it begins with."""
         from cloudq import chords
 
-        assert message.flow is not None
         try:
-            if message.flow != message.id and await records.is_revoked(store, message.flow):
+            if message.flow is not None and message.flow != message.id and await records.is_revoked(store, message.flow):
                 job.outcome = Dropped("its workflow was revoked", state=states.REVOKED)
             elif message.results is not None:
-                job.given = (await chords.results(store, message.results["chord"], message.results["of"]),)
+                job.given = (await chords.results(store, message.results["chord"]),)
         except TaskFailed as missing:
             job.outcome = Dead(f"a chord's body without its results: {missing}", state=states.FAILURE)
         except StoreError as error:
@@ -344,7 +395,7 @@ class Runner:
                 value = await task.call(args, kwargs) if kwargs is not EACH else [await task.call(each, {}) for each in args]
             outcome: Outcome = self._done(job, value)
         except asyncio.CancelledError as error:
-            if (own := asyncio.current_task()) is not None and own.cancelling():
+            if (own := asyncio.current_task()) is not None and own.cancelling() and not job.revoked:
                 raise  # the host gives up this run
             outcome = self.failed(job, error)
         except BaseException as error:
@@ -358,7 +409,7 @@ class Runner:
         current.set(job)
         if job.timeout is not None:
             job.deadline = self.app.clock.time() + job.timeout
-        if "each" in message.fields:
+        if message.each:
             arguments: tuple[Sequence[Any], Mapping[str, Any]] = [task.codec.decode(each, {})[0] for each in message.args], EACH
         else:
             arguments = task.codec.decode([*job.given, *message.args] if job.given else message.args, message.kwargs)
@@ -394,7 +445,7 @@ class Runner:
         if not wanted and not message.has_follow_ups:
             return NOTHING
         try:
-            if "each" in message.fields:
+            if message.each:
                 return Done([task.codec.encode_result(each) for each in cast("list[object]", value)])
             return Done(task.codec.encode_result(value))
         except ArgumentsError as error:  # running it again would do its work twice and give the same
@@ -404,6 +455,8 @@ class Runner:
         """What an exception means for the job."""
         task, message = job.task, job.message
         assert task is not None and message is not None
+        if job.revoked:
+            return revoked()
         match error:
             case Ignore():
                 return Done(kept=False)
@@ -449,6 +502,21 @@ class Runner:
         if crashes >= self.app.conf.crash_cap:
             return Dead(f"crash loop: {how}, {crashes} times", error)
         return Again(min(2.0 ** (crashes - 1), 60.0), error, crashed=True)
+
+
+def revoked() -> Dropped:
+    """The outcome of a run that ended because its task was revoked."""
+    return Dropped(states.WAS_REVOKED, state=states.REVOKED)
+
+
+def _needs_store(message: Message) -> bool:
+    return message.join is not None or message.results is not None or waits_for_members(message.fields)
+
+
+def _key(job: Job) -> str:
+    task, message = job.task, job.message
+    assert task is not None and message is not None
+    return "\n".join(task.call_key(args, message.kwargs) for args in (message.args if message.each else [[*job.given, *message.args]]))
 
 
 def _outermost(error: ArgumentsError) -> bool:

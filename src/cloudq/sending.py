@@ -390,10 +390,11 @@ class Sender:
         self._signalled = False  # before the inbox is read: what comes after wakes us again
         while self._inbox:
             parcel = self._inbox.popleft()
-            if parcel.outgoing.delay and not self._broker_holds(parcel.outgoing):
-                _spawn(self._by_timer(parcel))
-                continue
-            parcel.outgoing = self._as_sent(parcel.outgoing)
+            if parcel.outgoing.delay:
+                if not self._broker_holds(parcel.outgoing):
+                    _spawn(self._by_timer(parcel))
+                    continue
+                parcel.outgoing = self._as_sent(parcel.outgoing)
             if self.checks is None:
                 self._lane(parcel).add(parcel, weigh(parcel.outgoing))
             else:
@@ -498,6 +499,9 @@ class Sender:
         again: list[Parcel] = []
         longest = 0.0
         for parcel, answer in zip(parcels, answers, strict=True):
+            if answer is None:
+                parcel.tell(None)
+                continue
             pause = PAUSES[min(parcel.tries, len(PAUSES) - 1)]
             if _retryable(answer) and time.monotonic() + pause < parcel.give_up:
                 parcel.tries += 1

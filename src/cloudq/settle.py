@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloudq import calls, records, states
 from cloudq.broker import Outgoing
-from cloudq.errors import DecodeError, LeaseLost, MessageTooLarge
+from cloudq.errors import BrokerError, DecodeError, DocumentTooLarge, LeaseLost, MessageTooLarge, StoreError, TimerError
 from cloudq.message import DEAD_ATTRIBUTE as DEAD_ATTRIBUTE
 from cloudq.message import Message, dead_letter, derived_id
 from cloudq.outcome import Again, Dead, Done, Dropped, Failure, Later, Outcome
@@ -77,6 +78,8 @@ async def settle(app: CloudQ, job: Job, outcome: Outcome) -> Verdict:
     Each branch writes in the order whose interruption leads to a repetition and never to a loss.
     """
     try:
+        if type(outcome) is Dead or (type(outcome) is Dropped and outcome.state is not None):
+            outcome = await _known(app, job) or outcome
         match outcome:
             case Done():
                 return await _done(app, job, outcome)
@@ -95,6 +98,22 @@ async def settle(app: CloudQ, job: Job, outcome: Outcome) -> Verdict:
         return Verdict.KEEP
 
 
+async def settle_repeatedly(app: CloudQ, job: Job, outcome: Outcome, *, tries: int) -> Verdict:
+    """``settle``, tried again while what it needs is away; KEEP where its outcome could not be made durable. Never raises."""
+    for attempt in range(tries):
+        try:
+            return await settle(app, job, outcome)
+        except (BrokerError, StoreError, TimerError, TimeoutError) as error:
+            logger.warning("%s: its outcome could not be made durable (try %d): %s", job.label, attempt + 1, error)
+            if attempt + 1 < tries:
+                await asyncio.sleep(0.2 * 2**attempt)
+        except Exception:
+            logger.exception("%s: its outcome could not be made durable", job.label)
+            break
+    logger.error("%s is left to its lease: it will be delivered again", job.label)
+    return Verdict.KEEP
+
+
 async def _done(app: CloudQ, job: Job, outcome: Done) -> Verdict:
     """The result before the follow-ups: a redelivery finds the result, and sends the same follow-ups again."""
     if job.claim is not None:
@@ -102,9 +121,12 @@ async def _done(app: CloudQ, job: Job, outcome: Done) -> Verdict:
         assert message is not None and task is not None
         ignored = message.ignore_result or task.settings.ignore_result
         value = None if ignored and not message.has_follow_ups else outcome.value
-        await job.claim.finish(states.SUCCESS, at=app.clock.time(), value=value, reason=None if outcome.kept else records.IGNORED)
+        try:
+            await job.claim.finish(states.SUCCESS, at=app.clock.time(), value=value, reason=None if outcome.kept else records.IGNORED)
+        except DocumentTooLarge as error:  # to run it again would come to the same
+            return await _dead(app, job, Dead(f"its result cannot be kept: {error}", None, states.FAILURE))
     if job.message is not None and outcome.kept:
-        await _succeeded(app, job.message, outcome.value)
+        await _succeeded(app, job, outcome.value)
     elif job.message is not None:
         await _failed(app, job.message, job.delivery.queue, records.IGNORED, None, quiet=True)
     return Verdict.ACK
@@ -142,11 +164,7 @@ async def _later(app: CloudQ, job: Job, outcome: Later) -> Verdict:
 
 async def _dead(app: CloudQ, job: Job, outcome: Dead) -> Verdict:
     """The dead letter before the result: a redelivery makes a second dead letter at worst; the other order could make none."""
-    queue, now = job.delivery.queue, app.clock.time()
-    note: dict[str, Any] = {"reason": outcome.reason, "queue": queue, "at": round(now, 3), "receives": job.delivery.receives}
-    if outcome.error is not None:
-        note["error"] = outcome.error.as_json()
-    await _send_body(app, job, app.dead_letter_queue(queue), _letter(job, note), note)
+    await _bury(app, job, outcome.reason, outcome.error)
     if job.message is not None:
         await _finish(app, job, outcome.state, reason=outcome.reason, error=outcome.error)
         error = outcome.error.as_json() if outcome.error else None
@@ -154,26 +172,49 @@ async def _dead(app: CloudQ, job: Job, outcome: Dead) -> Verdict:
     return Verdict.ACK
 
 
+async def _bury(app: CloudQ, job: Job, reason: str, error: Failure | None) -> None:
+    """Send the dead letter."""
+    queue = job.delivery.queue
+    note: dict[str, Any] = {"reason": reason, "queue": queue, "at": round(app.clock.time(), 3), "receives": job.delivery.receives}
+    if error is not None:
+        note["error"] = error.as_json()
+    await _send_body(app, job, app.dead_letter_queue(queue), _letter(job, note), note)
+
+
 async def _dropped(app: CloudQ, job: Job, outcome: Dropped) -> Verdict:
     message, queue = job.message, job.delivery.queue
     if outcome.state is not None:
-        await _finish(app, job, outcome.state, reason=outcome.why, error=None)
+        await _finish(app, job, outcome.state, reason=outcome.why, error=None, value=outcome.value)
     if message is None:
         return Verdict.ACK
-    if outcome.state is not None:
-        await _failed(app, message, queue, outcome.why, None)
+    if outcome.state is not None and not outcome.follow_ups:
+        await _failed(app, message, queue, outcome.why, None, quiet=outcome.state == states.SUCCESS)
     if outcome.follow_ups and outcome.ended is not None:
-        await _failed(app, message, queue, outcome.ended.get("reason", ""), outcome.ended.get("error"))
+        quiet = outcome.ended["state"] == states.SUCCESS
+        await _failed(app, message, queue, outcome.ended.get("reason", ""), outcome.ended.get("error"), quiet=quiet)
     elif outcome.follow_ups:
-        await _succeeded(app, message, outcome.value)
+        await _succeeded(app, job, outcome.value)
     return Verdict.ACK
 
 
-async def _succeeded(app: CloudQ, message: Message, value: Any) -> None:
-    if message.has_follow_ups:
-        from cloudq import follow  # with all of workflows, which most tasks are no part of
+async def _known(app: CloudQ, job: Job) -> Later | Dropped | None:
+    """A copy of a message that comes late (it has expired meanwhile, or was delivered too often) does not decide what its task came to."""
+    store, message = app.store, job.message
+    return None if store is None or message is None or job.claim is not None else await records.before(store, message, app.clock.time())
 
+
+async def _succeeded(app: CloudQ, job: Job, value: Any) -> None:
+    message = job.message
+    if message is None or not message.has_follow_ups:
+        return
+    from cloudq import follow  # with all of workflows, which most tasks are no part of
+
+    try:
         await follow.succeeded(app, message, value)
+    except follow.Refused as refused:  # its result stays; once redriven, only what follows is tried again
+        reason = f"it is done, but what follows it cannot be sent: {refused}"
+        logger.error("%s: %s", job.label, reason)
+        await _bury(app, job, reason, None)
 
 
 async def _failed(app: CloudQ, message: Message, queue: str, reason: str, error: Mapping[str, Any] | None, *, quiet: bool = False) -> None:
@@ -183,10 +224,10 @@ async def _failed(app: CloudQ, message: Message, queue: str, reason: str, error:
         await follow.failed(app, message, queue, reason, error, quiet=quiet)
 
 
-async def _finish(app: CloudQ, job: Job, state: str, *, reason: str, error: Failure | None) -> None:
+async def _finish(app: CloudQ, job: Job, state: str, *, reason: str, error: Failure | None, value: Any = None) -> None:
     store, message = app.store, job.message
     if job.claim is not None:
-        await job.claim.finish(state, at=app.clock.time(), reason=reason, error=error)
+        await job.claim.finish(state, at=app.clock.time(), value=value, reason=reason, error=error)
     elif store is not None and message is not None:
         await records.finish_unclaimed(
             store,
@@ -273,6 +314,8 @@ async def _send_body(app: CloudQ, job: Job, queue: str, body: str, note: dict[st
 
 async def _hold(app: CloudQ, job: Job, delay: float) -> Verdict:
     """Keep the delivery away for ``delay`` seconds by its own lease; its group waits with it."""
+    if job.delivery.receipt is None:  # it was pushed: it comes back by the sender's own delays
+        return Verdict.KEEP
     wait = min(delay, app.broker.limits.extend)
     answers = await app.broker.extend([job.delivery], max(wait, 1.0) if delay else 0.0)
     if answers[0] is not None and not isinstance(answers[0], LeaseLost):

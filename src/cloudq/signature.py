@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cloudq.result import AsyncResult
     from cloudq.workflow import Chain
 
-R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 S = TypeVar("S")
 
 
@@ -50,7 +50,7 @@ class CallOptions(TypedDict, total=False):
 NO_OPTIONS: Final = CallOptions()
 
 
-class Canvas(Generic[R]):
+class Canvas(Generic[R_co]):
     """A call, or calls composed, as a value: it sends nothing until ``delay`` or ``apply_async``. ``|`` puts another after it.
 
     Treat it as frozen: all methods return another, but ``link``, ``link_error`` and ``on_error``, which add to it, as in Celery.
@@ -59,6 +59,8 @@ class Canvas(Generic[R]):
     __slots__ = ()
 
     options: CallOptions
+    depth: int = 0
+    """How many groups are around its innermost member."""
 
     @property
     def app(self) -> CloudQ | None:
@@ -91,21 +93,21 @@ class Canvas(Generic[R]):
 
         return Chain((self, other))
 
-    def delay(self, *args: Any, **kwargs: Any) -> AsyncResult[R]:
+    def delay(self, *args: Any, **kwargs: Any) -> AsyncResult[R_co]:
         """Send it, with more arguments before its own; returns the handle on its result."""
         return self._bound().send_canvas(self.clone(args, kwargs))
 
-    async def adelay(self, *args: Any, **kwargs: Any) -> AsyncResult[R]:
+    async def adelay(self, *args: Any, **kwargs: Any) -> AsyncResult[R_co]:
         """``delay`` for a coroutine."""
         return await self._bound().asend_canvas(self.clone(args, kwargs))
 
     def apply_async(
         self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]
-    ) -> AsyncResult[R]:
+    ) -> AsyncResult[R_co]:
         """Send it, Celery's way."""
         return self._bound().send_canvas(self.clone(args, kwargs).set(**options))
 
-    def apply(self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]) -> AsyncResult[R]:
+    def apply(self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]) -> AsyncResult[R_co]:
         """Run it here and now, step by step, through codec and runner as workers would."""
         return self._bound().run_canvas_eagerly(self.clone(args, kwargs).set(**options))
 
@@ -116,7 +118,7 @@ class Canvas(Generic[R]):
         return app
 
 
-class Signature(Canvas[R]):
+class Signature(Canvas[R_co]):
     """``task.s(1, 2)``: one call as a value."""
 
     __slots__ = ("_app", "args", "each", "immutable", "kwargs", "options", "task")
@@ -155,21 +157,21 @@ class Signature(Canvas[R]):
     def app(self) -> CloudQ | None:
         return self._app
 
-    def set(self, **options: Unpack[CallOptions]) -> Signature[R]:
+    def set(self, **options: Unpack[CallOptions]) -> Signature[R_co]:
         """The same call with more options."""
         return self._with(options=cast("CallOptions", {**self.options, **options}))
 
-    def clone(self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Signature[R]:
+    def clone(self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Signature[R_co]:
         """The same call with ``args`` before its own and ``kwargs`` over its own; an immutable one ignores them."""
         if self.immutable or not (args or kwargs):
             return self
         return self._with(args=(*args, *self.args), kwargs={**self.kwargs, **(kwargs or {})})
 
-    def link(self, callback: Canvas[Any]) -> Signature[R]:
+    def link(self, callback: Canvas[Any]) -> Signature[R_co]:
         """Call ``callback`` with the result. Adds to this signature and returns it."""
         return self._add("link", callback)
 
-    def link_error(self, errback: Signature[Any]) -> Signature[R]:
+    def link_error(self, errback: Signature[Any]) -> Signature[R_co]:
         """Call ``errback`` with what went wrong, when it ends without a result. Adds to this signature and returns it."""
         return self._add("link_error", errback)
 
@@ -178,25 +180,25 @@ class Signature(Canvas[R]):
         call = self.clone(args, kwargs)
         return self._bound()[self.task].call(call.args, call.kwargs)
 
-    def delay(self, *args: Any, **kwargs: Any) -> AsyncResult[R]:
+    def delay(self, *args: Any, **kwargs: Any) -> AsyncResult[R_co]:
         """Send it, with more arguments before its own."""
         return self._bound().send_signature(self.clone(args, kwargs))
 
-    async def adelay(self, *args: Any, **kwargs: Any) -> AsyncResult[R]:
+    async def adelay(self, *args: Any, **kwargs: Any) -> AsyncResult[R_co]:
         """``delay`` for a coroutine."""
         return await self._bound().asend_signature(self.clone(args, kwargs))
 
     def apply_async(
         self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]
-    ) -> AsyncResult[R]:
+    ) -> AsyncResult[R_co]:
         """Send it, Celery's way."""
         return self._bound().send_signature(self.clone(args, kwargs).set(**options))
 
-    def _with(self, **changes: Any) -> Signature[R]:
+    def _with(self, **changes: Any) -> Signature[R_co]:
         fields: dict[str, Any] = {name: getattr(self, name) for name in _COMPARED}
         return Signature(**{**fields, **changes}, app=self._app)
 
-    def _add(self, kind: Literal["link", "link_error"], canvas: Canvas[Any]) -> Signature[R]:
+    def _add(self, kind: Literal["link", "link_error"], canvas: Canvas[Any]) -> Signature[R_co]:
         present: Any = self.options.get(kind, ())
         several: list[Any] = [present] if isinstance(present, Canvas) else [*present]
         self.options = cast("CallOptions", {**self.options, kind: [*several, canvas]})

@@ -11,6 +11,7 @@ from typing import (
     TYPE_CHECKING,
     Any,
     Concatenate,
+    Final,
     Generic,
     Literal,
     NamedTuple,
@@ -33,6 +34,7 @@ from cloudq.values import ArgumentCodec, dumps
 
 if TYPE_CHECKING:
     from cloudq.app import CloudQ
+    from cloudq.idempotency import Key
     from cloudq.result import AsyncResult
     from cloudq.workflow import Group
 
@@ -60,6 +62,12 @@ class TaskOptions(TypedDict, total=False):
     """True: waits of 1, 2, 4 … s; a number: the first wait in seconds."""
     retry_backoff_max: Duration
     retry_jitter: bool
+    idempotency_key: str | Callable[..., object]
+    """One run a key: a format string over the parameters (``"{order.id}"``), or a function of the arguments. Needs a store."""
+    window: Duration
+    """How long after a run its duplicates get its result instead of running; one day unless set."""
+    unique: bool | Duration
+    """While a call waits, the same call again is not sent. A duration: for so long at most, instead of a day. Needs a store."""
     acks_late: Literal[True]
     """Always so in cloudq; accepted for code that comes from Celery."""
 
@@ -72,6 +80,15 @@ class Settings(NamedTuple):
     timeout: float | None = None
     expires: float | None = None
     ignore_result: bool = False
+    idempotency_key: str | Callable[..., object] | None = None
+    window: float | None = None
+    """Seconds; there where ``idempotency_key`` is."""
+    unique: float | None = None
+
+    @property
+    def needs_store(self) -> str | None:
+        """The option that cannot be kept without a store, if there is one."""
+        return "idempotency_key" if self.idempotency_key is not None else "unique" if self.unique is not None else None
 
     @classmethod
     def of(cls, name: str, options: TaskOptions) -> Settings:
@@ -83,6 +100,9 @@ class Settings(NamedTuple):
             raise ConfigError(f"task {name!r}: cloudq always acknowledges after the outcome is durable; take acks_late out")
         if "timeout" in options and "time_limit" in options:
             raise ConfigError(f"task {name!r}: timeout and time_limit are the same; give one")
+        if "window" in options and "idempotency_key" not in options:
+            raise ConfigError(f"task {name!r}: window= belongs to idempotency_key=; give that too")
+        unique = options.get("unique", False)
         try:
             limit = options.get("timeout", options.get("time_limit"))
             return cls(
@@ -91,9 +111,27 @@ class Settings(NamedTuple):
                 timeout=None if limit is None else seconds(limit, "timeout") or None,
                 expires=None if "expires" not in options else seconds(options["expires"], "expires"),
                 ignore_result=options.get("ignore_result", False),
+                idempotency_key=options.get("idempotency_key"),
+                window=seconds(options.get("window", WINDOW), "window") if "idempotency_key" in options else None,
+                unique=None if unique is False else WAITING if unique is True else seconds(unique, "unique"),
             )
         except (ValueError, TypeError) as error:
             raise ConfigError(f"task {name!r}: {error}") from error
+
+
+WINDOW: Final = 86_400.0
+"""Seconds after a run within which its key's duplicates do not run, unless ``window=`` says otherwise."""
+WAITING: Final = 86_400.0
+"""Seconds that ``unique=True`` lasts at most, beyond the call's own delay."""
+
+
+def _key(task: Task[..., Any]) -> Key | None:
+    settings = task.settings
+    if settings.needs_store is None:
+        return None
+    from cloudq.idempotency import Key  # most tasks have none
+
+    return Key(task.function, settings.idempotency_key, bind=task.bind, task=task.name)
 
 
 _CELERY_RETRY = (
@@ -146,6 +184,8 @@ class Task(Generic[P, R]):
         self.is_async = inspect.iscoroutinefunction(function)
         self.codec = ArgumentCodec(function, task=self.name, skip_first=bind)
         self.name_json = dumps(self.name)
+        self.key = _key(self)
+        """What makes calls the same, where that matters."""
         self.is_plain = settings.expires is None
         """Whether a call without options needs nothing in its message but the arguments."""
         self.__name__ = getattr(function, "__name__", self.name)
@@ -160,6 +200,12 @@ class Task(Generic[P, R]):
     def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call the function with decoded arguments, ``self`` first where it is bound."""
         return self.function(self, *args, **kwargs) if self.bind else self.function(*args, **kwargs)
+
+    def call_key(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        """What a call with these arguments, JSON values, has in common with its duplicates. Runs user code; raises what that raises."""
+        assert self.key is not None
+        decoded = self.codec.decode(args, kwargs)
+        return self.key.of(decoded if self.settings.idempotency_key is not None else (args, kwargs))
 
     # ------------------------------------------------------------------ sending
 

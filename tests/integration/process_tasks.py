@@ -145,3 +145,16 @@ def shrug_off_signals() -> str:
 @app.task
 def send_another(x: int) -> str:
     return add.delay(x, x).id
+
+
+@app.task
+def touch_and_spin(path: str) -> None:
+    Path(path).write_text(str(os.getpid()))
+    while True:
+        time.sleep(0.002)
+
+
+@app.task
+async def touch_and_sleep(path: str) -> None:
+    Path(path).write_text(str(os.getpid()))  # noqa: ASYNC240 - a test's own loop
+    await asyncio.sleep(60)

@@ -279,13 +279,27 @@ def test_a_person_sees_a_banner_and_a_line_for_each_task(shop: Shop) -> None:
 # ---------------------------------------------------------------------- queues and dead letters
 
 
+def test_a_paused_queue_is_shown_and_left_alone_until_it_is_resumed(shop: Shop) -> None:
+    assert shop.run("queue", "pause", shop.queue, "--json") == {"queue": shop.queue, "paused": True, "changed": True}
+    assert "already" in shop.run("queue", "pause", shop.queue)
+    assert "event source mapping" in shop.said
+    assert shop.run("queue", "list", "--json")["queues"][0]["paused"]
+    id = shop.run("call", "tasks.add", "1", "2").strip()
+    shop.run("worker", "--drain")
+    assert shop.run("result", id, "--json")["state"] == "QUEUED"
+    assert "goes on" in shop.run("queue", "resume", shop.queue)
+    shop.run("worker", "--drain")
+    assert shop.run("result", id, "--json")["value"] == 3
+    shop.run("queue", "pause", "no-such-queue", code=1)
+
+
 def test_dead_letters_are_listed_shown_and_redriven(shop: Shop) -> None:
     shop.run("call", "tasks.add", "1", "2")
     ids = [shop.run("call", "tasks.fails", what).strip() for what in ("fly", "swim")]
     shop.run("worker", "--drain")
     assert shop.run("queue", "list", "--json") == {
         "queues": [{
-            "name": shop.queue, "exists": True, "ready": 0, "in_flight": 0, "delayed": 0, "oldest": None,
+            "name": shop.queue, "exists": True, "ready": 0, "in_flight": 0, "delayed": 0, "oldest": None, "paused": None,
             "dead_letter": {"name": f"{shop.queue}-dlq", "exists": True, "ready": 2, "in_flight": 0, "delayed": 0, "oldest": None},
         }]
     }  # fmt: skip

@@ -22,9 +22,9 @@ from cloudq.broker import Delivery
 from cloudq.errors import ConfigError
 from cloudq.loading import load_app, reference_of
 from cloudq.message import Message, new_id
-from cloudq.outcome import Again, Dead, Done, Later, Outcome
+from cloudq.outcome import Again, Dead, Done, Dropped, Later, Outcome
 from cloudq.runner import Runner
-from cloudq.worker import Worker, WorkerOptions
+from cloudq.worker import Worker, WorkerOptions, processes
 from cloudq.worker.flight import Flight
 from cloudq.worker.processes import ProcessExecutor
 from tests.servers import REGION, SQSServer, unique
@@ -121,6 +121,58 @@ def wait_until(condition: Callable[[], object], patience: float = 20.0) -> None:
 
 
 # ------------------------------------------------------------------ the executor
+
+
+@pytest.mark.parametrize("task", ["touch_and_spin", "touch_and_sleep"])
+def test_a_revoked_task_is_ended_inside_its_child_which_goes_on(module: ModuleType, tmp_path: Path, task: str) -> None:
+    async def use(it: Bench) -> None:
+        child = await it.value("pid")
+        running = tmp_path / "running"
+        flight = it.submit(task, str(running))
+        await until(lambda: running.exists() and running.read_text() != "")
+        flight.job.revoked = True
+        it.executor.revoke(flight)
+        outcome = await it.outcome(flight)
+        assert isinstance(outcome, Dropped)
+        assert outcome.state == states.REVOKED
+        assert await it.value("pid") == child
+        assert running.read_text() == str(child)
+
+    bench(module.app, use)
+
+
+def test_a_revoked_task_that_does_not_end_is_killed_with_its_child(
+    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "REVOKE_GRACE", 0.3)
+
+    async def use(it: Bench) -> None:
+        running = tmp_path / "running"
+        flight = it.submit("touch_and_hold_the_gil", str(running))
+        await until(lambda: running.exists() and running.read_text() != "")
+        waiting = it.submit("pid")
+        flight.job.revoked = True
+        it.executor.revoke(flight)
+        outcome = await it.outcome(flight)
+        assert isinstance(outcome, Dropped)
+        assert outcome.state == states.REVOKED
+        assert isinstance(await it.outcome(waiting), Done), "another child has taken its place"
+        assert not is_alive(int(running.read_text()))
+
+    bench(module.app, use)
+
+
+def test_a_revoked_task_that_has_no_child_yet_never_runs(module: ModuleType, tmp_path: Path) -> None:
+    async def use(it: Bench) -> None:
+        first, never = it.submit("pid"), tmp_path / "never"
+        flight = it.submit("touch_and_spin", str(never))
+        flight.job.revoked = True
+        it.executor.revoke(flight)
+        assert isinstance(await it.outcome(flight), Dropped)
+        assert isinstance(await it.outcome(first), Done)
+        assert not never.exists()
+
+    bench(module.app, use)
 
 
 def test_sync_and_async_tasks_run_in_another_process_and_their_values_come_back(module: ModuleType) -> None:

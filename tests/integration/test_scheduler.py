@@ -215,6 +215,7 @@ def test_a_delayed_task_that_is_revoked_does_not_run(site: Site, delay: float) -
     app = site.app(store=MemoryStore(clock=site.clock))
     result = app["note"].options(delay=delay).delay("x")
     result.revoke()
+    assert site.firing.read() == [], "it is gone from the group at once"
     site.pass_time(app, delay + 120)
     assert site.ran == []
     assert result.state == states.REVOKED

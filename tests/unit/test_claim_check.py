@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cloudq import CloudQ, letters
 from cloudq.adapters import Location
 from cloudq.broker import Delivery, Outgoing, SendError
-from cloudq.claimcheck import DAYS, MOST, ClaimChecks, configured
+from cloudq.claimcheck import MOST, ClaimChecks, configured
 from cloudq.clock import ManualClock
 from cloudq.errors import BrokerUnavailable, ConfigError, DecodeError, DelayError, MessageTooLarge, StoreError, StoreUnavailable
 from cloudq.io import drive
@@ -464,7 +464,7 @@ def test_the_url_names_the_place_the_size_and_the_days() -> None:
     assert at("other=1") is None
     plain = at("bodies=shelf://here")
     assert plain is not None
-    assert (plain.over, plain.delay) == (MOST, (DAYS - 28) * DAY)
+    assert (plain.over, plain.delay) == (MOST, 32 * DAY)
     chosen = at("bodies=shelf://here&bodies_over=200000&bodies_days=28")
     assert chosen is not None
     assert (chosen.over, chosen.delay) == (200_000, 0)

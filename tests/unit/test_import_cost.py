@@ -64,9 +64,10 @@ assert add.delay(1, 2).get() == {"sum": 3}
 
 
 def loaded(code: str) -> set[str]:
-    """The top-level modules in ``sys.modules`` after ``code`` has run in a process of its own."""
-    ending = "import sys\nprint('loaded', *{name.partition('.')[0] for name in sys.modules})"
-    command = [sys.executable, "-W", "error", "-c", f"{textwrap.dedent(code)}\n{ending}"]
+    """The top-level modules that ``code`` has loaded in a process of its own; other packages' ``.pth`` files load some before."""
+    beginning = "import sys\nbefore = {name.partition('.')[0] for name in sys.modules}"
+    ending = "print('loaded', *{name.partition('.')[0] for name in sys.modules} - before)"
+    command = [sys.executable, "-W", "error", "-c", f"{beginning}\n{textwrap.dedent(code)}\n{ending}"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
     assert not ran.stderr

@@ -105,12 +105,13 @@ def test_finished_work_is_not_run_again_and_its_follow_ups_are_sent_again_with_i
     assert again.state is None
 
 
-def test_what_ended_by_ignore_calls_no_follow_ups_either_time() -> None:
+def test_a_duplicate_of_what_ended_by_ignore_starts_nothing_and_tells_again_what_waits_for_it() -> None:
     world = World()
     drive(world.claimed("a").finish(states.SUCCESS, at=1.0, reason=records.IGNORED))
     again = world.claim("b")
     assert isinstance(again, Dropped)
-    assert not again.follow_ups
+    assert again.ended is not None
+    assert again.ended["reason"] == records.IGNORED
 
 
 def test_a_duplicate_of_failed_work_tells_the_error_links_again() -> None:

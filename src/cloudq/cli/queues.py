@@ -1,4 +1,4 @@
-"""``cloudq queue …``: what is in the queues, without running it."""
+"""``cloudq queue …``: what is in the queues, without running it, and whether workers receive from them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.text import Text
 
-from cloudq import letters
+from cloudq import letters, pauses
 from cloudq.app import CloudQ
 from cloudq.broker import QueueStats
 from cloudq.cli.output import ago, confirm, emit, iso, out, put, say, short, span, table, working
@@ -17,7 +17,7 @@ from cloudq.cli.state import run_on, state_of
 from cloudq.errors import QueueNotFound
 from cloudq.letters import Letter
 
-commands = typer.Typer(no_args_is_help=True, help="Look into queues: counts, a peek, a purge.")
+commands = typer.Typer(no_args_is_help=True, help="Look into queues: counts, a peek, a purge; pause and resume them.")
 
 _NONE: Final = Text("–", "dim")
 _MISSING: Final = Text("missing", "bold red")
@@ -54,10 +54,13 @@ def _show(app: CloudQ, names: Sequence[str], *, as_json: bool) -> list[str]:
         return await asyncio.gather(*(letters.stats(app, name) for name in wanted))
 
     counts = dict(zip(wanted, run_on(app, count()), strict=True))
+    paused = app.use_store(pauses.paused) if app.store is not None else {}
     if as_json:
         emit({
             "queues": [
-                _counts(name, counts[name]) | {"dead_letter": _counts(twins[name], counts[twins[name]]) if name in twins else None}
+                _counts(name, counts[name])
+                | {"paused": iso(paused.get(name))}
+                | {"dead_letter": _counts(twins[name], counts[twins[name]]) if name in twins else None}
                 for name in names
             ]
         })  # fmt: skip
@@ -66,7 +69,8 @@ def _show(app: CloudQ, names: Sequence[str], *, as_json: bool) -> list[str]:
         shown = table("queue", "ready", "in flight", "delayed", "oldest", "dead letters", numbers=numbers)
         for name in names:
             dead = _dead_letters(counts[twins[name]]) if name in twins else _NONE
-            shown.add_row(Text(name, "bold"), *_cells(counts[name]), dead)
+            label = Text.assemble((name, "bold"), (" paused", "yellow") if name in paused else "")
+            shown.add_row(label, *_cells(counts[name]), dead)
         out().print(shown)
     return [name for name in names if counts[name] is None]
 
@@ -100,6 +104,38 @@ def _counts(name: str, found: QueueStats | None) -> dict[str, Any]:
         "delayed": found.delayed if found else None,
         "oldest": found.oldest if found else None,
     }
+
+
+@commands.command()
+def pause(context: typer.Context, name: Annotated[str, typer.Argument(help="The queue.")], as_json: AsJSON = False) -> None:
+    """Keep workers from receiving from a queue until it is resumed; needs a store.
+
+    They notice within a few seconds, and finish what they run. The pause outlives their restarts. Lambda functions and push services
+    are [bold]not[/] paused: disable the function's event source mapping, or the push subscription.
+    """
+    app = state_of(context).load_shared()
+    app.required_store("pausing a queue")
+    if run_on(app, letters.stats(app, name)) is None:
+        raise QueueNotFound(f"the broker has no queue {name}")
+    now = app.clock.time()
+    changed = app.use_store(lambda store: pauses.pause(store, name, now=now))
+    if as_json:
+        emit({"queue": name, "paused": True, "changed": changed})
+        return
+    put(f"{name} is paused: workers stop receiving within a few seconds" if changed else f"{name} was paused already")
+    say("a Lambda function goes on until its event source mapping is disabled, a push service until its subscription is", "dim")
+
+
+@commands.command()
+def resume(context: typer.Context, name: Annotated[str, typer.Argument(help="The queue.")], as_json: AsJSON = False) -> None:
+    """Let workers receive from a paused queue again; needs a store."""
+    app = state_of(context).load_shared()
+    app.required_store("resuming a queue")
+    changed = app.use_store(lambda store: pauses.resume(store, name))
+    if as_json:
+        emit({"queue": name, "paused": False, "changed": changed})
+    else:
+        put(f"{name} goes on: workers receive within a few seconds" if changed else f"{name} was not paused")
 
 
 @commands.command()

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from io import TextIOWrapper
 from types import FrameType
 from typing import Any, Final
@@ -23,8 +24,9 @@ from cloudq.app import CloudQ
 from cloudq.broker import Delivery
 from cloudq.errors import ConfigError
 from cloudq.loading import load_app
-from cloudq.runner import Runner
-from cloudq.worker import frames
+from cloudq.outcome import Outcome
+from cloudq.runner import Job, Runner
+from cloudq.worker import frames, stopping
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _PR_SET_PDEATHSIG: Final = 1
@@ -42,6 +44,10 @@ class Child:
         self._busy = True
         self._run = 0
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._revoked = 0
+        """The run that the parent last wanted to end."""
+        self._end: tuple[int, Job, Callable[[], object]] | None = None
+        """The present run, and what ends it."""
 
     def serve(self) -> None:
         """Load the app, then run what comes, until the parent closes the connection or dies."""
@@ -85,11 +91,33 @@ class Child:
                 job.request.report = lambda state, meta: self._report(run, state, meta)
             if job.task.is_async:
                 self._loop = self._loop or asyncio.new_event_loop()
-                outcome = self._loop.run_until_complete(runner.arun(job))
+                outcome = self._loop.run_until_complete(self._arun(runner, job, run))
             else:
-                outcome = runner.run_isolated(job)
+                outcome = stopping.run(runner, job, lambda stop: self._began(run, job, stop))
         self._busy = False
         self._send({"run": run, "outcome": frames.pack(outcome)})
+
+    async def _arun(self, runner: Runner, job: Job, run: int) -> Outcome:
+        task, loop = asyncio.ensure_future(runner.arun(job)), asyncio.get_running_loop()
+        self._began(run, job, lambda: loop.call_soon_threadsafe(task.cancel))
+        if job.revoked:
+            task.cancel()
+        try:
+            return await task
+        except asyncio.CancelledError as error:  # it was ended before it began, or the task has cancelled itself
+            return runner.failed(job, error)
+
+    def _began(self, run: int, job: Job, end: Callable[[], object]) -> None:
+        self._end = run, job, end
+        if self._revoked == run:  # in this order, and the listener's is the reverse: one of both sees the other
+            job.revoked = True
+
+    def _revoke(self, run: int) -> None:
+        self._revoked = run
+        if (known := self._end) is not None and known[0] == run:
+            _, job, end = known
+            job.revoked = True
+            end()
 
     def _report(self, run: int, state: str, meta: Any) -> None:
         if run == self._run:  # not from a thread that outlived its task
@@ -105,6 +133,9 @@ class Child:
         run = 0  # the first frame is no task
         try:
             while (data := frames.receive(self._connection)) is not None:
+                if data.startswith(frames.REVOKE):
+                    self._revoke(frames.decode(data)["revoke"])
+                    continue
                 self._busy = True
                 if run:
                     self._send({"begun": run})  # before it is read: if that kills the process, it is this task's doing

@@ -33,6 +33,10 @@ class Flight:
     progress: tuple[str, Any] | None = None
     """What ``update_state`` said and the store does not have yet."""
     reporting: bool = False
+    stoppable: bool = False
+    """It may turn out to be revoked while it runs."""
+    stop: Callable[[], None] | None = None
+    """Ends the run of its sync task; set by its executor."""
 
     def start(self) -> None:
         """Its task begins now."""
@@ -53,6 +57,10 @@ class Executor(Protocol):
 
     def withdraw(self) -> list[Flight]:
         """Take back what was submitted and has not started."""
+        ...
+
+    def revoke(self, flight: Flight) -> None:
+        """End the run of a flight whose ``job.revoked`` is set; it completes as ever, once it has ended."""
         ...
 
     def cancel(self) -> None:

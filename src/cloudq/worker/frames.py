@@ -11,10 +11,13 @@ from cloudq.outcome import Again, Dead, Done, Dropped, Failure, Later, Outcome
 
 # To the child, once:    app, path (sys.path), log (format and level)
 # To the child, a task:  run (a number), body, queue, receives, group, sent, recorded, reports
+# To the child, in one:  revoke (the run that is to end); always the frame's only key
 # From the child:        ready: [names of tasks] | failed: text, once
 #                        begun: run | progress: run, state, meta | outcome, run
 
 LENGTH: Final = 4
+REVOKE: Final = b'{"revoke":'
+"""How a frame begins that is no task."""
 
 _OUTCOMES: Final[dict[str, type[Outcome]]] = {kind.__name__: kind for kind in (Done, Again, Later, Dead, Dropped)}
 

@@ -44,6 +44,8 @@ class Poller:
         self._wait = min(wait, broker.limits.wait)
         self._helpers: set[asyncio.Task[None]] = set()
         self._stopped = False
+        self._going = asyncio.Event()
+        self._going.set()
         self._waiting = False
         self._answered = True
         self.alive_at = time.monotonic()
@@ -56,11 +58,27 @@ class Poller:
     @property
     def healthy(self) -> bool:
         """Whether receives are answered as they should be. Waiting for a free slot is no illness."""
-        return self._waiting or time.monotonic() - self.alive_at < self._wait + 2 * OVERDUE
+        return self._waiting or self.paused or time.monotonic() - self.alive_at < self._wait + 2 * OVERDUE
+
+    @property
+    def paused(self) -> bool:
+        """Whether it begins no receive until ``resume``."""
+        return not self._going.is_set()
+
+    def pause(self) -> None:
+        """Begin no more receives for now; those that are out end by themselves."""
+        self._going.clear()
+
+    def resume(self) -> None:
+        """Receive again; what it knew of the queue has aged."""
+        if self.paused:
+            self.empty, self.alive_at = False, time.monotonic()
+            self._going.set()
 
     def stop(self) -> None:
         """Begin no more receives; those that are out end by themselves."""
         self._stopped = True
+        self._going.set()
 
     async def run(self) -> None:
         """Receive until stopped; a receive that fails or hangs is tried again, with growing pauses."""
@@ -68,6 +86,7 @@ class Poller:
         try:
             while not self._stopped:
                 try:
+                    await self._going.wait()
                     await self._receive(self._wait, lead=True)
                     failures = 0
                 except TimeoutError:
@@ -100,12 +119,9 @@ class Poller:
         if lead:
             self._waiting = True
         count = await self._slots.take(self._queue, want)
-        if self._stopped:
-            self._slots.give(count)
-            return False
         if lead:
             self._waiting = False
-        if self._stopped:
+        if self._stopped or self.paused:
             self._slots.give(count)
             return False
         if idle and self._slots.contended:
@@ -136,7 +152,7 @@ class Poller:
 
     async def _help(self) -> None:
         try:
-            while not self._stopped and await self._receive(0.0, lead=False):
+            while not self._stopped and not self.paused and await self._receive(0.0, lead=False):
                 pass
         except (BrokerError, TimeoutError) as error:
             logger.debug("a further receive from %r ended: %s", self._queue, error)

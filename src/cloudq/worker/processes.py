@@ -20,12 +20,14 @@ from cloudq import logs
 from cloudq.errors import ConfigError
 from cloudq.loading import reference_of
 from cloudq.outcome import Later, Outcome
-from cloudq.runner import Job, Runner
+from cloudq.runner import Job, Runner, revoked
 from cloudq.worker import frames
 from cloudq.worker.flight import Complete, Flight
 
 logger = logging.getLogger("cloudq.worker")
 
+REVOKE_GRACE: Final = 5.0
+"""Seconds that a revoked task has to end before its process is killed."""
 ASYNC_GRACE: Final = 1.0
 """Seconds that an async task has to obey its cancellation before its process is killed."""
 PATIENCE: Final = 2.0
@@ -55,6 +57,8 @@ class _Child:
     overran: bool = False
     abandoned: bool = False
     limit: asyncio.TimerHandle | None = None
+    ending: asyncio.TimerHandle | None = None
+    """Kills it where a revoked task does not end."""
 
     def send(self, frame: dict[str, Any]) -> None:
         self.writer.write(frames.encode(frame))
@@ -72,8 +76,9 @@ class _Child:
     def forget(self) -> Flight | None:
         """Let go of the present flight."""
         flight, self.flight = self.flight, None
-        if self.limit is not None:
-            self.limit.cancel()
+        for alarm in (self.limit, self.ending):
+            if alarm is not None:
+                alarm.cancel()
         return flight
 
 
@@ -129,6 +134,17 @@ class ProcessExecutor:
         taken = list(self._waiting)
         self._waiting.clear()
         return taken
+
+    def revoke(self, flight: Flight) -> None:
+        """Ask the child to end its task, and kill it where that takes too long."""
+        if flight in self._waiting:
+            self._waiting.remove(flight)
+            self._complete(flight, revoked())
+            return
+        for child in self._children:
+            if child.flight is flight:
+                child.send({"revoke": child.run})
+                child.ending = asyncio.get_running_loop().call_later(REVOKE_GRACE, child.kill)
 
     def cancel(self) -> None:
         """Kill what runs, for good: it is replaced by nothing."""
@@ -294,6 +310,8 @@ class ProcessExecutor:
             logger.warning("idle child process %d %s; it is replaced", child.process.pid, how)
         elif child.abandoned:
             logger.info("%s was ended with its process", flight.job.label)
+        elif flight.job.revoked:
+            self._complete(flight, revoked())
         elif not child.begun and not child.overran:
             flight.started = False
             self._waiting.appendleft(flight)

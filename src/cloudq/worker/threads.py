@@ -10,11 +10,14 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from cloudq.runner import Runner
+from cloudq.runner import Runner, revoked
+from cloudq.worker import stopping
 from cloudq.worker.flight import Complete, Flight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from cloudq.outcome import Outcome
 
 logger = logging.getLogger("cloudq.worker")
 
@@ -93,9 +96,19 @@ class ThreadExecutor:
                 self._wake()
             if isinstance(item, Flight):
                 item.start()
-                complete(item, run(item.job))
+                complete(item, self._run_stoppable(item) if item.stoppable else run(item.job))
             else:
                 item()
+
+    def _run_stoppable(self, flight: Flight) -> Outcome:
+        def began(stop: stopping.Stop) -> None:
+            flight.stop = stop
+
+        return stopping.run(self._runner, flight.job, began)
+
+    def revoke(self, flight: Flight) -> None:
+        if flight.stop is not None:  # else it has not begun, and will see that it was revoked
+            flight.stop()
 
     def _rest(self, bell: threading.Lock) -> None:
         """Wait to be woken."""
@@ -142,6 +155,8 @@ class LoopExecutor:
         self._signalled = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._running: dict[Flight, asyncio.Task[Any]] = {}
+        """The tasks of flights that can be revoked."""
         self._ending = False
 
     def submit(self, flight: Flight) -> None:
@@ -184,13 +199,27 @@ class LoopExecutor:
         except IndexError:  # withdrawn, or taken by a task made for an earlier signal
             return
         flight.start()
+        job, own = flight.job, asyncio.current_task()
+        if flight.stoppable and own is not None:
+            self._running[flight] = own
         try:
-            outcome = await self._runner.arun(flight.job)
+            outcome = revoked() if job.revoked else await self._runner.arun(job)
         except asyncio.CancelledError as error:
             if self._ending:
                 return  # the worker gives it back
-            outcome = self._runner.failed(flight.job, error)  # the task has cancelled itself
+            outcome = self._runner.failed(job, error)  # the task has cancelled itself
+        finally:
+            self._running.pop(flight, None)
         self._complete(flight, outcome)
+
+    def revoke(self, flight: Flight) -> None:
+        def cancel() -> None:
+            task = self._running.get(flight)
+            if task is not None:
+                task.cancel()
+
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(cancel)
 
     def withdraw(self) -> list[Flight]:
         taken: list[Flight] = []

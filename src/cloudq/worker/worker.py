@@ -17,20 +17,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
-from cloudq import signals
+from cloudq import pauses, signals
 from cloudq.app import CloudQ
 from cloudq.broker import Broker, Delivery, SettleError
 from cloudq.coalesce import Coalescer
-from cloudq.errors import BrokerError, ConfigError, LeaseLost, QueueNotFound, StoreError, TimerError
+from cloudq.errors import BrokerError, ConfigError, LeaseLost, QueueNotFound, StoreError
 from cloudq.io import drive
 from cloudq.outcome import Dead, Done, Later, Outcome
-from cloudq.runner import Job, Runner
-from cloudq.settle import Verdict, announce, is_settled, settle, task_logger
+from cloudq.runner import Job, Runner, revoked
+from cloudq.settle import Verdict, announce, is_settled, settle_repeatedly, task_logger
+from cloudq.store import Store
 from cloudq.worker.flight import Executor, Flight
 from cloudq.worker.groups import Groups
 from cloudq.worker.holding import Holding
 from cloudq.worker.poller import Poller
 from cloudq.worker.processes import ProcessExecutor
+from cloudq.worker.progress import keep_progress
 from cloudq.worker.slots import Slots
 from cloudq.worker.threads import LoopExecutor, ThreadExecutor
 
@@ -41,6 +43,8 @@ ACK_LINGER: Final = 0.1
 AHEAD: Final = 100
 """Deliveries of a local broker that may wait for a thread."""
 SETTLE_TRIES: Final = 5
+LOOK: Final = 3.0
+"""Seconds between looks at which queues are paused."""
 HURRIED: Final = 0.5
 """Seconds that a receive may still be out when a person waits for the end."""
 RETURNED: Final = 3.0
@@ -102,6 +106,7 @@ class Worker:
         """Outcomes made durable so far."""
         self._size = self.options.processes or self.options.concurrency
         self._local = app.broker.limits.local
+        self._paused: frozenset[str] = frozenset()
         self._flights: set[Flight] = set()
         self._groups = Groups()
         self._completed: deque[tuple[Flight, Outcome]] = deque()
@@ -204,12 +209,16 @@ class Worker:
             )
             for queue in self.queues
         }
+        if self.app.store is not None:
+            await self._look_at_pauses(self.app.store)
         if self._children is not None:
             await self._children.start()
         await asyncio.to_thread(signals.worker_ready.send, "worker", worker=self)  # receivers are user code
         # from here to the wait for the end nothing suspends: a poller that outran it would bounce messages
         receiving = [self._begin(poller.run()) for poller in self._pollers.values()]
         keeping = [self._begin(self._keep_leases()), self._begin(self._watch())]
+        if self.app.store is not None:
+            keeping.append(self._begin(self._keep_pauses(self.app.store)))
         self._ready.set_result(None)
         logger.info("ready: %s, %d at once, queues %s", self.app.name, self._size, ", ".join(self.queues))
         try:
@@ -257,6 +266,11 @@ class Worker:
     def _executors(self) -> list[Executor]:
         return [self._threads, self._tasks, *([self._children] if self._children is not None else [])]
 
+    def _executor_of(self, job: Job) -> Executor:
+        if self._children is not None:
+            return self._children
+        return self._tasks if job.task is not None and job.task.is_async else self._threads
+
     def _begin(self, call: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = self._loop.create_task(call)
         self._background.add(task)
@@ -279,7 +293,7 @@ class Worker:
 
     def _accept(self, deliveries: Sequence[Delivery]) -> None:
         """Take over what was received: each holds one slot until its outcome is durable."""
-        stopping, plain, began = self._is_stopping, self.app.store is None, time.monotonic()
+        refused, plain, began = self._is_stopping or deliveries[0].queue in self._paused, self.app.store is None, time.monotonic()
         admit, keep = self.runner.admit, self._flights.add
         for delivery in deliveries:
             try:
@@ -289,7 +303,7 @@ class Worker:
                 job = Job(delivery, outcome=Dead(f"it could not be read: {type(error).__name__}"))
             flight = Flight(job, began)
             keep(flight)
-            if stopping:
+            if refused:
                 self._spawn(self._give_back([flight]))
             elif plain and delivery.group is None and job.outcome is None:
                 self._execute(flight)
@@ -322,8 +336,8 @@ class Worker:
         elif job.outcome is not None:
             self._conclude(flight, job.outcome)
         else:
-            if job.claim is not None and job.request is not None:
-                job.request.report = lambda state, meta: self._report(flight, state, meta)
+            flight.stoppable = job.claim is not None
+            keep_progress(flight, self._loop, self._spawn)
             self._execute(flight)
 
     def _execute(self, flight: Flight) -> None:
@@ -396,28 +410,6 @@ class Worker:
 
         self._conclude(flight, await asyncio.to_thread(ask))
 
-    def _report(self, flight: Flight, state: str, meta: Any) -> None:
-        """Progress, from the task's thread: the latest counts, and the task does not wait for the store."""
-        with suppress(RuntimeError):  # the loop has ended before the task
-            self._loop.call_soon_threadsafe(self._note_progress, flight, (state, meta))
-
-    def _note_progress(self, flight: Flight, progress: tuple[str, Any]) -> None:
-        flight.progress = progress
-        if not flight.reporting and not flight.concluded:
-            flight.reporting = True
-            self._spawn(self._write_progress(flight))
-
-    async def _write_progress(self, flight: Flight) -> None:
-        claim = flight.job.claim
-        try:
-            while claim is not None and not flight.concluded and (progress := flight.progress) is not None:
-                flight.progress = None
-                await claim.report(*progress)
-        except (StoreError, LeaseLost) as error:
-            logger.warning("%s: its progress could not be recorded: %s", flight.job.label, error)
-        finally:
-            flight.reporting = False
-
     # ------------------------------------------------------------------ out
 
     def _complete(self, flight: Flight, outcome: Outcome) -> None:
@@ -471,6 +463,8 @@ class Worker:
     def _conclude(self, flight: Flight, outcome: Outcome, *, hooks: bool = False) -> None:
         """The outcome is known: make it durable, then let the slot and the delivery go."""
         flight.concluded = True
+        if flight.job.revoked and not isinstance(outcome, Done):  # whatever its end made it come to
+            outcome = revoked()
         if not isinstance(outcome, Done) or task_logger.isEnabledFor(logging.INFO):
             announce(flight.job, outcome, time.monotonic() - flight.began)
         if isinstance(outcome, Later) and not self._is_stopping and self._holding.hold(flight, outcome):
@@ -496,20 +490,7 @@ class Worker:
         if flight.lost and job.claim is None and not isinstance(outcome, Done):
             self._settled(flight, Verdict.KEEP)  # the delivery is somebody else's, and with it what is to be done
             return
-        for attempt in range(SETTLE_TRIES):
-            try:
-                verdict = await settle(self.app, job, outcome)
-            except (BrokerError, StoreError, TimerError, TimeoutError) as error:
-                logger.warning("%s: its outcome could not be made durable (try %d): %s", job.label, attempt + 1, error)
-                await asyncio.sleep(0.2 * 2**attempt)
-            except Exception:
-                logger.exception("%s: its outcome could not be made durable", job.label)
-                break
-            else:
-                self._settled(flight, verdict)
-                return
-        logger.error("%s is left to its lease: it will be delivered again", job.label)
-        self._settled(flight, Verdict.KEEP)
+        self._settled(flight, await settle_repeatedly(self.app, job, outcome, tries=SETTLE_TRIES))
 
     def _settled(self, flight: Flight, verdict: Verdict) -> None:
         if verdict is Verdict.ACK:
@@ -571,16 +552,43 @@ class Worker:
         await asyncio.gather(*(self._renew(flight) for flight in flights if not flight.lost and not flight.concluded))
 
     async def _renew(self, flight: Flight) -> None:
-        claim = flight.job.claim
-        if claim is None:
+        job = flight.job
+        if job.claim is None:
             return
+        known = job.revoked
         try:
-            await claim.renew(flight.job.delivery.lease_until)
+            await self.runner.renew(job, job.delivery.lease_until)
+            if job.revoked and not known and not flight.concluded:
+                logger.info("%s was revoked: its run is ended", job.label)
+                self._executor_of(job).revoke(flight)
         except LeaseLost:
             flight.lost = True
             logger.error("%s: its claim was lost while it ran; its result will be discarded", flight.job.label)
         except StoreError as error:
             logger.warning("%s: its claim could not be renewed, trying again: %s", flight.job.label, error)
+
+    async def _keep_pauses(self, store: Store) -> None:
+        while True:
+            await self.app.clock.sleep(LOOK)
+            await self._look_at_pauses(store)
+
+    async def _look_at_pauses(self, store: Store) -> None:
+        """Stop and go on receiving as the store says; what it said last holds while it does not answer."""
+        try:
+            now = frozenset(await pauses.paused(store)).intersection(self._pollers)
+        except StoreError as error:
+            logger.warning("which queues are paused could not be read, trying again: %s", error)
+            return
+        except Exception:
+            logger.exception("which queues are paused could not be read, for an unforeseen reason")
+            return
+        for queue in now - self._paused:
+            logger.info("queue %r is paused", queue)
+            self._pollers[queue].pause()
+        for queue in self._paused - now:
+            logger.info("queue %r goes on", queue)
+            self._pollers[queue].resume()
+        self._paused = now
 
     async def _watch(self) -> None:
         """Say by the health file that receives go on, and end a drain once nothing is left."""
@@ -590,7 +598,7 @@ class Worker:
                 await asyncio.to_thread(_touch, options.health_file)
             if options.drain:
                 await asyncio.sleep(0.05)
-                looked = all(poller.empty and poller.looked_at > self._landed_at for poller in self._pollers.values())
+                looked = all(poller.paused or (poller.empty and poller.looked_at > self._landed_at) for poller in self._pollers.values())
                 if looked and len(self._flights) == len(self._holding):  # what settling sent was there to be found
                     self._ask_stop(StopReason.DRAINED)
             else:
