@@ -10,6 +10,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from cloudq.clock import ManualClock
+from tests.eventbridge_rules import fires
 
 SEND = "arn:aws:scheduler:::aws-sdk:sqs:sendMessage"
 _INPUT = 256 * 1024
@@ -70,7 +71,7 @@ class Firing:
         """When it fires next, and the time that it is scheduled for."""
         if (once := _once(schedule)) is not None:
             return once // 60 * 60 + self.second, once
-        slot = next(slot for slot in _minutes(schedule["ScheduleExpression"], begin) if (schedule["Name"], slot) not in done)
+        slot = next(slot for slot in _fires(schedule, begin) if (schedule["Name"], slot) not in done)
         return slot, slot
 
     def fire(self, schedule: Mapping[str, Any], slot: float) -> None:
@@ -118,7 +119,7 @@ class Firing:
         once = _once(schedule)
         assert schedule["ActionAfterCompletion"] == ("NONE" if once is None else "DELETE")
         if once is None:
-            assert next(_minutes(schedule["ScheduleExpression"], 0)) > 0
+            assert next(_fires(schedule, 0)) > 0
         target = schedule["Target"]
         assert target["RetryPolicy"].keys() == {"MaximumRetryAttempts", "MaximumEventAgeInSeconds"}
         assert 0 < len(target["Input"].encode()) <= _INPUT
@@ -178,13 +179,8 @@ def _once(schedule: Mapping[str, Any]) -> float | None:
     return datetime.fromisoformat(expression[3:-1]).replace(tzinfo=zone).timestamp()
 
 
-def _minutes(expression: str, after: float) -> Iterator[float]:
-    """The fires of ``cron(* …)`` and ``cron(0/N …)``, which count minutes, after an instant; the stand-in knows no others."""
-    found = re.fullmatch(r"cron\((?:\*|0/(\d+)) \* \* \* \? \*\)", expression)
-    assert found, f"the stand-in does not know {expression}"
-    every = int(found[1] or 1)
-    minute = int(after // 60)
-    while True:
-        minute += 1
-        if minute % 60 % every == 0:
-            yield minute * 60.0
+def _fires(schedule: Mapping[str, Any], after: float) -> Iterator[float]:
+    """The fires of a recurring schedule after an instant."""
+    start = schedule.get("StartDate")
+    zone = schedule["ScheduleExpressionTimezone"]
+    return fires(schedule["ScheduleExpression"], zone, after, start=None if start is None else start.timestamp())

@@ -40,8 +40,8 @@ class Handler:
     or if it keeps its place in a FIFO queue; then those behind it in its group are too. All else, retries and dead letters, has been sent
     when the handler returns.
 
-    Direct invocations: ``{"task": name, "args": […], "kwargs": {…}}`` or a message of the protocol: runs it once and returns its result,
-    or raises; retries are the invoker's.
+    Direct invocations: ``{"task": name, "args": […], "kwargs": {…}}``, a message of the protocol, or a schedule's tick ``{"tick": name, "slot":
+    "<aws.scheduler.scheduled-time>"}``: runs it once and returns its result, or raises; retries are the invoker's.
 
     Time limits of sync tasks hold on the main thread (TimeLimitExceeded is raised inside the task) and on threads (the task is given up).
     """
@@ -69,7 +69,7 @@ class Handler:
             batch = Batch(self._execution, lambda arn: self._queue_of(arn, context), time_left, concurrency=self.concurrency)
             failed = batch.run(cast("list[dict[str, Any]]", records))
             return {"batchItemFailures": [{"itemIdentifier": id} for id in failed]}
-        if isinstance(fields.get("task"), str):
+        if isinstance(fields.get("task"), str) or isinstance(fields.get("tick"), str):
             return self._call(fields, time_left)
         shape = f"an object with {', '.join(sorted(fields)) or 'nothing in it'}" if isinstance(event, dict) else f"a {type(event).__name__}"
         raise ConfigError(f'this is neither an SQS batch nor a call {{"task": name, "args": […]}}: {shape}')  # names, never values
@@ -90,10 +90,13 @@ class Handler:
     # ------------------------------------------------------------------ a call by invocation
 
     def _call(self, event: dict[str, Any], time_left: TimeLeft) -> Any:
-        name, now = event["task"], self.app.clock.time()
-        _ = self.app[name]
-        fields = event if "v" in event else {"v": VERSION, "id": new_id(), "sent": round(now, 3), **event}
-        queue = queue_of(self.app, name, self.app.tasks.get(name), None)
+        now = self.app.clock.time()
+        if "task" in event:
+            task = self.app[event["task"]]
+            fields = event if "v" in event else {"v": VERSION, "id": new_id(), "sent": round(now, 3), **event}
+            queue = queue_of(self.app, task.name, task, None)
+        else:
+            fields, queue = {"v": VERSION, **event}, self.app.required_schedule(event["tick"]).queue(self.app)
         delivery = Delivery(
             queue=queue, body=dumps(fields), receipt=None, receives=1, received=now, lease_until=now + min(time_left.seconds, 900.0)
         )

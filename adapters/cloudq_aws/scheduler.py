@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol, runtime_checkable
@@ -17,8 +18,8 @@ from cloudq.adapters import Adapter, AdapterContext, Location
 from cloudq.broker import Broker, Outgoing
 from cloudq.claimcheck import SMALL
 from cloudq.clock import Clock, SystemClock
-from cloudq.errors import CloudQError, ConfigError, MessageTooLarge, TimerError
-from cloudq.timer import Schedule, TimerLimits
+from cloudq.errors import CannotExpress, CloudQError, ConfigError, MessageTooLarge, TimerError
+from cloudq.timer import Schedule, TimerLimits, Trigger
 from cloudq_aws.client import client_for
 from cloudq_aws.errors import DENIED, Refusal, Service, mapped_to
 from cloudq_aws.sqs import entry, refusal, size_of, too_large
@@ -50,6 +51,8 @@ _SLOT = "<slot>"
 
 _ONCE, _EVERY = "at", "every"
 """What the names of one-time and of recurring schedules begin with."""
+_PARTS = 10
+"""Expressions at most that a trigger is split into, each a schedule of AWS's."""
 
 _ANSWER = 10.0
 """Seconds that a request with its SDK retries may take."""
@@ -67,7 +70,7 @@ _HOST = re.compile(r"(?:sqs\.)?([a-z0-9-]+)(?:\.queue)?\.amazonaws\.com(?:\.cn)?
 
 @runtime_checkable
 class Translated(Protocol):
-    """A trigger that EventBridge Scheduler can keep."""
+    """A trigger that says itself how EventBridge Scheduler keeps it; those of ``cloudq.schedules`` are translated here."""
 
     def eventbridge_expression(self) -> tuple[str, str]:
         """``cron(…)`` or ``rate(…)``, and the IANA time zone that it is read in."""
@@ -89,19 +92,15 @@ class SQSQueues(Broker, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """The trigger of a schedule that was read back: when it fires, AWS alone works out."""
+    """The trigger of a schedule that was read back and is none of ours, or was changed since: when it fires, AWS alone works out."""
 
-    expression: str
-    timezone: str
+    parts: tuple[tuple[str, str], ...]
+    """Expressions with their time zones."""
     text: str
-
-    def eventbridge_expression(self) -> tuple[str, str]:
-        """See Translated."""
-        return self.expression, self.timezone
 
     def next_after(self, instant: float) -> float | None:
         """Always TimerError."""
-        raise TimerError(f"when {self.expression} fires next is known to EventBridge Scheduler only; ask the trigger in the code")
+        raise TimerError(f"when {self.text} fires next is known to EventBridge Scheduler only; ask the trigger in the code")
 
     def __str__(self) -> str:
         return self.text
@@ -118,7 +117,8 @@ class EventBridgeTimer:
     ``limits.late``. What is due within 15 s, or was, goes through ``broker`` at its second (without one it becomes a schedule for the
     next minute). A one-time schedule deletes itself once fired; AWS takes a moment for it, in which ``cancel`` may still answer true.
 
-    Names are ``at-KEY`` and ``every-NAME``, hashed where long or odd. A message is SQS's own, checked before it is set, of up to
+    Names are ``at-KEY`` and ``every-NAME``, hashed where long or odd; a trigger that takes several expressions (a day of the month or a
+    weekday) has further ones, ``every2-NAME`` and so on. A message is SQS's own, checked before it is set, of up to
     256 KB (quoted as JSON where it has attributes, a group or a tenant): MessageTooLarge beyond it.
 
     Who calls ``at`` needs scheduler:CreateSchedule, UpdateSchedule (the same key again) and DeleteSchedule (``cancel``, and what is due at
@@ -201,37 +201,53 @@ class EventBridgeTimer:
             if not page.get("NextToken"):
                 break
             token = {"NextToken": page["NextToken"]}
-        schedules: list[Schedule] = []
+        parts: dict[str, list[_Part]] = {}
         for start in range(0, len(names), _READERS):
-            read = await asyncio.gather(*map(self._read, names[start : start + _READERS]))
-            schedules += (schedule for schedule in read if schedule is not None)
-        return sorted(schedules, key=lambda schedule: schedule.name)
+            for part in await asyncio.gather(*map(self._read, names[start : start + _READERS])):
+                if part is not None:
+                    parts.setdefault(part.schedule.name, []).append(part)
+        return [_whole(parts[name]) for name in sorted(parts)]
 
     async def put_schedule(self, schedule: Schedule) -> None:
-        if not isinstance(schedule.trigger, Translated):
+        try:
+            expressions = _expressions(schedule.trigger)
+        except CannotExpress as error:
+            raise TimerError(f"schedule {schedule.name!r}: {error}") from error
+        if len(expressions) > _PARTS:
             raise TimerError(
-                f"schedule {schedule.name!r}: its trigger {schedule.trigger} cannot be told to EventBridge Scheduler; "
-                "it has no eventbridge_expression()"
+                f"schedule {schedule.name!r}: {schedule.trigger} takes {len(expressions)} expressions, and {_PARTS} is the most"
             )
+        said = {"name": schedule.name, "queue": schedule.queue, "trigger": str(schedule.trigger)}
+        note = json.dumps(said | ({"of": len(expressions)} if len(expressions) > 1 else {}), ensure_ascii=False)
         name, message = schedule_name(schedule.name), schedule.message
-        expression, timezone = schedule.trigger.eventbridge_expression()
-        note = json.dumps({"name": schedule.name, "queue": schedule.queue, "trigger": str(schedule.trigger)}, ensure_ascii=False)
         if len(note) > _DESCRIPTION:
             raise TimerError(f"schedule {name!r}: its name, queue and trigger have {len(note)} characters together; {_DESCRIPTION} fit")
         if message.group is not None:  # each tick is a message of its own, also within the 5 minutes of SQS's deduplication
             message = replace(message, dedup=f"{name}@{_SLOT}")
-        await self._put(
-            name,
-            Description=note,
-            ScheduleExpression=expression,
-            ScheduleExpressionTimezone=timezone,
-            ActionAfterCompletion="NONE",
-            State="DISABLED" if schedule.paused else "ENABLED",
-            Target=await self._target(schedule.queue, message, slot=SCHEDULED_TIME),
-        )
+        target, replaced = await self._target(schedule.queue, message, slot=SCHEDULED_TIME), False
+        for number, (expression, timezone) in enumerate(expressions, 1):
+            start = schedule.trigger.next_after(self._clock.time()) if expression.startswith("rate(") and number == 1 else None
+            replaced |= await self._put(
+                schedule_name(schedule.name, number),
+                Description=note,
+                ScheduleExpression=expression,
+                ScheduleExpressionTimezone=timezone,
+                ActionAfterCompletion="NONE",
+                State="DISABLED" if schedule.paused else "ENABLED",
+                Target=target,
+                **({} if start is None else {"StartDate": datetime.fromtimestamp(start, UTC)}),  # from which a rate counts
+            )
+        if replaced:
+            await self._delete_parts(schedule.name, len(expressions) + 1)
 
     async def delete_schedule(self, name: str) -> None:
-        await self._delete(schedule_name(name))
+        await self._delete_parts(name, 1)
+
+    async def _delete_parts(self, name: str, first: int) -> None:
+        """The last before the first, so that none is left to be found without it."""
+        await asyncio.gather(*(self._delete(schedule_name(name, number)) for number in range(max(first, 2), _PARTS + 1)))
+        if first == 1:
+            await self._delete(schedule_name(name))
 
     async def close(self) -> None:
         await self._client.close()
@@ -297,13 +313,13 @@ class EventBridgeTimer:
         with mapped_to(self._service, "", "finding the region"):
             return await self._client.region()
 
-    async def _put(self, name: str, **schedule: Any) -> None:
-        """Create the schedule, or replace it whole."""
+    async def _put(self, name: str, **schedule: Any) -> bool:
+        """Create the schedule, or replace it whole; returns whether it was there."""
         for _ in range(_ROUNDS):
             for action in ("CreateSchedule", "UpdateSchedule"):
                 try:
                     await self._call(action, name, Name=name, FlexibleTimeWindow={"Mode": "OFF"}, **schedule)
-                    return
+                    return action == "UpdateSchedule"
                 except (_There, _Gone):
                     continue  # _Gone: it has fired, or was deleted, since it was there
         raise TimerError(f"schedule {name!r} in group {self._group!r} is being changed by others all the time; try again later")
@@ -315,14 +331,14 @@ class EventBridgeTimer:
             return False
         return True
 
-    async def _read(self, name: str) -> Schedule | None:
-        """The schedule as it stands; ``None`` where it was deleted since it was listed."""
+    async def _read(self, name: str) -> _Part | None:
+        """One schedule of AWS's as it stands; ``None`` where it was deleted since it was listed."""
         try:
             found = await self._call("GetSchedule", name, Name=name)
         except _Gone:
             return None
         try:
-            note: dict[str, str] = json.loads(found.get("Description") or "")
+            note: dict[str, Any] = json.loads(found.get("Description") or "")
         except ValueError:  # none of ours
             note = {}
         target: dict[str, Any] = found["Target"]
@@ -332,7 +348,8 @@ class EventBridgeTimer:
         queue = note.get("queue") or sent.get("QueueUrl") or target["Arn"]
         group = sent.get("MessageGroupId")
         ordered = queue.endswith(".fifo")
-        return Schedule(
+        zone = found.get("ScheduleExpressionTimezone", "UTC")
+        read = Schedule(
             name=note.get("name", name),
             queue=queue,
             message=Outgoing(
@@ -342,9 +359,10 @@ class EventBridgeTimer:
                 dedup=sent.get("MessageDeduplicationId"),
                 attributes={key: value["StringValue"] for key, value in sent.get("MessageAttributes", {}).items()},
             ),
-            trigger=Expression(expression, found.get("ScheduleExpressionTimezone", "UTC"), note.get("trigger", expression)),
+            trigger=Expression(((expression, zone),), note.get("trigger", expression)),
             paused=found.get("State") == "DISABLED",
         )
+        return _Part(name, read, (expression, zone), note.get("trigger"), note.get("of", 1))
 
     async def _call(self, action: str, name: str, **parameters: Any) -> Mapping[str, Any]:
         """Make one request about the group."""
@@ -387,9 +405,55 @@ class _Gone(TimerError):
     """There is no schedule of the name."""
 
 
-def schedule_name(name: str) -> str:
-    """The name in EventBridge Scheduler of the recurring schedule ``name``."""
-    return _name(_EVERY, name)
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One schedule of AWS's, which is a schedule of ours, or a part of one."""
+
+    name: str
+    schedule: Schedule
+    expression: tuple[str, str]
+    said: str | None
+    """The trigger by our note."""
+    of: int
+    """How many parts there are by our note."""
+
+
+def _whole(parts: Sequence[_Part]) -> Schedule:
+    """The schedule that the parts make: with the trigger that our note tells of, where that is what they keep."""
+    parts = sorted(parts, key=lambda part: (len(part.name), part.name))  # every-, every2- … every10-
+    from cloudq.schedules import parse
+
+    expressions, first = tuple(part.expression for part in parts), parts[0]
+    text = first.said if first.of == len(parts) else None
+    trigger: Trigger | None = None
+    with suppress(ValueError, CannotExpress):  # a trigger of another kind: its text is all that is known
+        found = parse(text) if text is not None else None
+        if found is not None and tuple(_expressions(found)) == expressions:
+            trigger = found
+        else:
+            text = None
+    return replace(
+        first.schedule,
+        trigger=trigger
+        or Expression(expressions, text or ", ".join(said if zone == "UTC" else f"{said} {zone}" for said, zone in expressions)),
+        paused=all(part.schedule.paused for part in parts),
+    )
+
+
+def _expressions(trigger: Trigger) -> list[tuple[str, str]]:
+    """Expressions with their time zones, which together fire when the trigger does. Raises CannotExpress."""
+    if isinstance(trigger, Expression):
+        return list(trigger.parts)
+    if isinstance(trigger, Translated):
+        return [trigger.eventbridge_expression()]
+    from cloudq.schedules import eventbridge
+
+    return [(str(expression), expression.timezone) for expression in eventbridge(trigger)]
+
+
+def schedule_name(name: str, part: int = 1) -> str:
+    """The name in EventBridge Scheduler of the recurring schedule ``name``, or of a further part of it."""
+    return _name(_EVERY if part == 1 else f"{_EVERY}{part}", name)
 
 
 def _name(kind: str, key: str) -> str:

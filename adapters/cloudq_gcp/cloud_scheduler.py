@@ -7,13 +7,14 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
-from typing import Any, Final, Protocol, cast, runtime_checkable
+from typing import Any, Final, NamedTuple, Protocol, cast, runtime_checkable
 
 from cloudq.broker import Outgoing
-from cloudq.errors import CloudQError, EntryTooLarge, TimerError
-from cloudq.timer import Schedule
+from cloudq.errors import CannotExpress, CloudQError, EntryTooLarge, TimerError
+from cloudq.timer import Schedule, Trigger
 from cloudq_gcp.client import Api, Client
 from cloudq_gcp.cloud_tasks import too_large
 from cloudq_gcp.errors import Refusal, Service, mapped_to
@@ -32,6 +33,8 @@ _FIELDS: Final = ("description", "pubsub_target", "schedule", "time_zone", "retr
 
 _ANSWER: Final = 20.0
 """Seconds that a request with its repetitions may take: changing a job takes Google seconds."""
+_PARTS: Final = 2
+"""Expressions at most that a trigger is split into: a day of the month, or a weekday."""
 _ROUNDS: Final = 5
 """How often creating and updating alternate while others change the same job."""
 
@@ -40,7 +43,7 @@ _CLOUD_SCHEDULER = Api(package="google.cloud.scheduler_v1.services.cloud_schedul
 
 @runtime_checkable
 class Translated(Protocol):
-    """A trigger that Cloud Scheduler can keep."""
+    """A trigger that says itself how Cloud Scheduler keeps it; those of ``cloudq.schedules`` are translated here."""
 
     def cloud_scheduler_expression(self) -> tuple[str, str]:
         """Five fields of unix cron as Google reads them ("Cron job format and time zone"), and the IANA time zone they are read in."""
@@ -49,26 +52,25 @@ class Translated(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """The trigger of a schedule that was read back: when it fires, Google alone works out."""
+    """The trigger of a schedule that was read back and is of another kind, or was changed since: when it fires, Google alone works out."""
 
-    expression: str
-    timezone: str
+    parts: tuple[tuple[str, str], ...]
+    """Expressions with their time zones."""
     text: str
-
-    def cloud_scheduler_expression(self) -> tuple[str, str]:
-        """See Translated."""
-        return self.expression, self.timezone
 
     def next_after(self, instant: float) -> float | None:
         """Always TimerError."""
-        raise TimerError(f"when {self.expression} fires next is known to Cloud Scheduler only; ask the trigger in the code")
+        raise TimerError(f"when {self.text} fires next is known to Cloud Scheduler only; ask the trigger in the code")
 
     def __str__(self) -> str:
         return self.text
 
 
 class CloudScheduler:
-    """The jobs of ``app`` in ``location`` (``projects/P/locations/L``): those whose description is our note (``note``), and no others."""
+    """The jobs of ``app`` in ``location`` (``projects/P/locations/L``): those whose description is our note (``note``), and no others.
+
+    A schedule is a job; one whose trigger takes two expressions (a day of the month or a weekday) is two.
+    """
 
     def __init__(self, location: str, *, app: str) -> None:
         self._location = location
@@ -84,7 +86,7 @@ class CloudScheduler:
 
     async def read(self) -> Sequence[Schedule]:
         """The app's schedules, by name."""
-        schedules: list[Schedule] = []
+        parts: dict[str, list[_Part]] = {}
         token = ""
         while True:
 
@@ -92,24 +94,36 @@ class CloudScheduler:
                 return _types().ListJobsRequest(parent=self._location, page_size=_PAGE, page_token=token)
 
             page = await self._call("list_jobs", request, routed_by="parent")
-            schedules += (found for job in page.jobs if (found := self._schedule(job)) is not None)
+            for job in page.jobs:
+                if (part := self._part(job)) is not None:
+                    parts.setdefault(part.schedule.name, []).append(part)
             if not (token := page.next_page_token):
-                return sorted(schedules, key=lambda schedule: schedule.name)
+                return [_whole(parts[name]) for name in sorted(parts)]
 
     async def put(self, schedule: Schedule, topic: str) -> None:
-        """Create the schedule's job, or change it in place. One that becomes paused may fire once more until it is."""
-        trigger, message = schedule.trigger, schedule.message
-        if not isinstance(trigger, Translated):
+        """Create the schedule's jobs, or change them in place. One that becomes paused may fire once more until it is."""
+        try:
+            expressions = _expressions(schedule.trigger)
+        except CannotExpress as error:
+            raise TimerError(f"schedule {schedule.name!r}: {error}") from error
+        if len(expressions) > _PARTS:
             raise TimerError(
-                f"schedule {schedule.name!r}: its trigger {trigger} cannot be told to Cloud Scheduler: it has no "
-                "cloud_scheduler_expression()"
+                f"schedule {schedule.name!r}: {schedule.trigger} takes {len(expressions)} expressions, and {_PARTS} is the most"
             )
-        description = note(self._app, schedule)
-        self._check(schedule, topic, description)
-        name, (expression, timezone) = self._name(schedule.name), trigger.cloud_scheduler_expression()
+        replaced = False
+        for number, (expression, timezone) in enumerate(expressions, 1):
+            description = note(self._app, schedule, part=number, of=len(expressions))
+            self._check(schedule, topic, description)
+            replaced |= await self._put(schedule, number, topic, description, expression, timezone)
+        if replaced:
+            await self._delete(schedule.name, len(expressions) + 1)
+
+    async def _put(self, schedule: Schedule, number: int, topic: str, description: str, expression: str, timezone: str) -> bool:
+        """Create one of its jobs, or change it in place; returns whether it was there."""
+        name = self._name(schedule.name, number)
 
         def job() -> Any:
-            types = _types()
+            types, message = _types(), schedule.message
             data = message.body.encode("utf-8", "surrogateescape")
             return types.Job(
                 name=name,
@@ -132,22 +146,28 @@ class CloudScheduler:
                         await self._call("pause_job", lambda: _types().PauseJobRequest(name=name))
                     if paused and not schedule.paused:
                         await self._call("resume_job", lambda: _types().ResumeJobRequest(name=name))
-                    return
+                    return action == "update_job"
                 except (_There, _Gone):
                     continue  # _Gone: it was deleted since it was there
         raise TimerError(f"schedule {schedule.name!r} in {self._location} is being changed by others all the time; try again later")
 
     async def delete(self, name: str) -> None:
-        """Delete the job of the schedule ``name``, if there is one."""
-        with suppress(_Gone):
-            await self._call("delete_job", lambda: _types().DeleteJobRequest(name=self._name(name)))
+        """Delete the jobs of the schedule ``name``, if there are any."""
+        await self._delete(name, 1)
+
+    async def _delete(self, name: str, first: int) -> None:
+        """Its jobs from the number ``first`` on, the last before the first."""
+        for number in range(_PARTS, first - 1, -1):
+            request = partial(_deletion, self._name(name, number))
+            with suppress(_Gone):
+                await self._call("delete_job", request)
 
     async def close(self) -> None:
         """Close the connection."""
         await self._client.close()
 
-    def _name(self, schedule: str) -> str:
-        return f"{self._location}/jobs/{job_id(self._app, schedule)}"
+    def _name(self, schedule: str, number: int = 1) -> str:
+        return f"{self._location}/jobs/{job_id(self._app, schedule, number)}"
 
     def _check(self, schedule: Schedule, topic: str, description: str) -> None:
         """Refuse what Google would: at once, as nobody would be there to be told when it fires."""
@@ -170,8 +190,8 @@ class CloudScheduler:
         if size > _JOB - _NAMES:
             raise too_large(topic, size, _JOB - _NAMES, "a job of Cloud Scheduler")
 
-    def _schedule(self, job: Any) -> Schedule | None:
-        """The schedule that a job is; ``None`` for one of others."""
+    def _part(self, job: Any) -> _Part | None:
+        """The schedule that a job is, or is part of; ``None`` for one of others."""
         try:
             said = json.loads(job.description)
         except ValueError:
@@ -180,16 +200,18 @@ class CloudScheduler:
             return None
         known = cast("Mapping[str, Any]", said)
         name = known.get("name")
-        if known.get("app") != self._app or not isinstance(name, str) or job.name != self._name(name):
+        number, of = known.get("part", 1), known.get("of", 1)
+        if known.get("app") != self._app or not isinstance(name, str) or type(number) is not int or job.name != self._name(name, number):
             return None
-        target = job.pubsub_target
-        return Schedule(
+        target, expression = job.pubsub_target, (job.schedule, job.time_zone)
+        schedule = Schedule(
             name=name,
             queue=str(known.get("queue", target.topic_name)),
             message=Outgoing(body=target.data.decode("utf-8", "surrogateescape"), attributes=dict(target.attributes)),
-            trigger=Expression(job.schedule, job.time_zone, str(known.get("trigger", job.schedule))),
+            trigger=Expression((expression,), str(known.get("trigger", job.schedule))),
             paused=_paused(job),
         )
+        return _Part(number, schedule, expression, of)
 
     async def _call(self, action: str, request: Callable[[], Any], *, routed_by: str = "") -> Any:
         with mapped_to(self._service, action, f"{action} in {self._location}"):
@@ -216,20 +238,69 @@ class _Gone(TimerError):
     """There is no job of the name."""
 
 
-def job_id(app: str, schedule: str) -> str:
+class _Part(NamedTuple):
+    """One job, which is a schedule, or a part of one."""
+
+    number: int
+    schedule: Schedule
+    expression: tuple[str, str]
+    of: object
+    """How many parts there are by our note."""
+
+
+def _whole(parts: Sequence[_Part]) -> Schedule:
+    """The schedule that the parts make: with the trigger that our note tells of, where that is what they keep."""
+    from cloudq.schedules import parse
+
+    parts = sorted(parts, key=lambda part: part.number)
+    expressions, first = tuple(part.expression for part in parts), parts[0].schedule
+    text = str(first.trigger) if parts[0].of == len(parts) else None
+    trigger: Trigger | None = None
+    with suppress(ValueError, CannotExpress):  # a trigger of another kind: its text is all that is known
+        found = parse(text) if text is not None else None
+        if found is not None and tuple(_expressions(found)) == expressions:
+            trigger = found
+        else:
+            text = None
+    return replace(
+        first,
+        trigger=trigger or Expression(expressions, text or ", ".join(f"{fields} {zone}" for fields, zone in expressions)),
+        paused=all(part.schedule.paused for part in parts),
+    )
+
+
+def _expressions(trigger: Trigger) -> list[tuple[str, str]]:
+    """Expressions with their time zones, which together fire when the trigger does. Raises CannotExpress."""
+    if isinstance(trigger, Expression):
+        return list(trigger.parts)
+    if isinstance(trigger, Translated):
+        return [trigger.cloud_scheduler_expression()]
+    from cloudq.schedules import cloud_scheduler
+
+    return [(str(expression), expression.timezone) for expression in cloud_scheduler(trigger)]
+
+
+def job_id(app: str, schedule: str, part: int = 1) -> str:
     """The id of a schedule's job: readable, of characters and a length that Google allows, and unlike that of any other."""
-    digest = hashlib.sha256(f"{app}\0{schedule}".encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    further = f"\0{part}" if part > 1 else ""
+    digest = hashlib.sha256(f"{app}\0{schedule}{further}".encode("utf-8", "surrogatepass")).hexdigest()[:12]
     return "-".join([*(re.sub("[^A-Za-z0-9_]+", "-", part)[:60] for part in (app, schedule)), digest])
 
 
-def note(app: str, schedule: Schedule) -> str:
+def note(app: str, schedule: Schedule, *, part: int = 1, of: int = 1) -> str:
     """The description of a schedule's job: what Google does not keep elsewhere, and by which the jobs of an app are known."""
-    said = {"app": app, "name": schedule.name, "queue": schedule.queue, "trigger": str(schedule.trigger)}
+    said: dict[str, Any] = {"app": app, "name": schedule.name, "queue": schedule.queue, "trigger": str(schedule.trigger)}
+    if of > 1:
+        said |= {"part": part, "of": of}
     return json.dumps(said, ensure_ascii=False, separators=(",", ":"))
 
 
 def _paused(job: Any) -> bool:
     return bool(job.state == _types().Job.State.PAUSED)
+
+
+def _deletion(job: str) -> Any:
+    return _types().DeleteJobRequest(name=job)
 
 
 def _types() -> Any:

@@ -5,6 +5,7 @@ The names that user code needs are all here; the rest of the package is for thos
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 from typing import Any as _Any
 
 from cloudq import states
@@ -32,6 +33,9 @@ from cloudq.signature import Signature
 from cloudq.task import Task, shared_task, task
 from cloudq.workflow import Chain, Group, chain, chord, group
 
+if TYPE_CHECKING:
+    from cloudq.schedules import cron, crontab, every
+
 __version__ = "0.1.0"
 
 
@@ -45,6 +49,16 @@ def _run_canvas_eagerly(app: CloudQ, canvas: _Any) -> AsyncResult[_Any]:
     from cloudq import eager
 
     return eager.run_canvas(app, canvas)
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> _Any:
+        if name in {"cron", "crontab", "every"}:  # an app without schedules does not load them
+            from cloudq import schedules
+
+            return getattr(schedules, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 CloudQ.eager_host = staticmethod(_run_eagerly)
@@ -77,6 +91,9 @@ __all__ = [
     "TimeLimitExceeded",
     "chain",
     "chord",
+    "cron",
+    "crontab",
+    "every",
     "group",
     "shared_task",
     "states",

@@ -21,15 +21,26 @@ from cloudq.broker import Broker, CreatesQueues
 from cloudq.calls import Prepared
 from cloudq.clock import Clock, SystemClock
 from cloudq.config import Config, Queue
-from cloudq.errors import BatchSendError, ConfigError, DuplicateTask, StoreError, StoreRequired, TimerError, UnknownTask
+from cloudq.errors import (
+    BatchSendError,
+    ConfigError,
+    DuplicateTask,
+    StoreError,
+    StoreRequired,
+    TimerError,
+    UnknownSchedule,
+    UnknownTask,
+)
 from cloudq.io import IOThread, drive
 from cloudq.message import Message, decode, parse, waits_for_members
 from cloudq.middleware import Hooks, Middleware, call_quietly
+from cloudq.request import current
 from cloudq.sending import Sender
 from cloudq.signature import CallOptions, Canvas, Signature
 from cloudq.task import AsyncTask, BoundDecorator, Decorator, P, R, SyncTask, Task, TaskOptions, make_task
 
 if TYPE_CHECKING:
+    from cloudq.recurring import CatchUp, Recurring, TriggerLike
     from cloudq.seal import Sealing
     from cloudq.store import Store
     from cloudq.timer import Timer
@@ -57,6 +68,7 @@ class CloudQ:
 
     Without them ``CLOUDQ_BROKER``, ``CLOUDQ_STORE`` and ``CLOUDQ_TIMER`` count; without a broker ``memory://`` does. ``queues``
     names those that no task names. ``include``: modules with tasks, imported when a worker starts or by ``load()``.
+    ``beat_schedule``: schedules as Celery has them, by name.
     ``signing`` and ``encryption``: keys as ``id:base64,id:base64``, the first of which seals and all of which open messages
     (``CLOUDQ_SIGNING_KEYS``, ``CLOUDQ_ENCRYPTION_KEYS``; docs/security.md), with ``accept_unsigned`` while they are rolled in.
     Other keywords are the fields of ``Config``. Raises ConfigError for what is set wrongly.
@@ -77,6 +89,7 @@ class CloudQ:
         queues: Iterable[str | Queue] = (),
         include: Sequence[str] = (),
         middleware: Iterable[Middleware] = (),
+        beat_schedule: Mapping[str, Mapping[str, Any]] | None = None,
         clock: Clock | None = None,
         signing: str | None = None,
         encryption: str | None = None,
@@ -94,6 +107,8 @@ class CloudQ:
         """Signs and encrypts messages; ``None`` without keys."""
         self.tasks: dict[str, Task[..., Any]] = {}
         self.queues: dict[str, Queue] = {}
+        self.schedules: dict[str, Recurring] = {}
+        """What recurs, by name."""
         self.io = IOThread(name)
         self.given: Mapping[str, object] = {"broker": broker, "store": store, "timer": timer}
         """What the seams were set to: URLs, drivers or ``None``."""
@@ -115,6 +130,8 @@ class CloudQ:
             self.declare_queue(queue)
         for queue in self.conf.routed_queues():
             self.declare_queue(queue)
+        for schedule, entry in (beat_schedule or {}).items():
+            self._schedule_entry(schedule, entry)
 
     def __repr__(self) -> str:
         return f"<CloudQ {self.name}: {len(self.tasks)} tasks>"
@@ -153,7 +170,42 @@ class CloudQ:
         self.tasks[task.name] = task
         if task.settings.queue is not None:
             self.declare_queue(task.settings.queue)
+        if task.settings.schedule is not None:
+            from cloudq import recurring
+
+            found = recurring.of_task(task, self.conf.catch_up, self.schedules)
+            self.schedules |= {each.name: each for each in found}
         return task
+
+    def schedule(self, name: str, call: Canvas[Any], trigger: TriggerLike, *, catch_up: CatchUp | None = None) -> Recurring:
+        """Have ``call``, a signature or a chain, recur: ``app.schedule("report", report.s(7), cron("0 9 * * 1-5", tz="Europe/Berlin"))``.
+
+        ``catch_up``: which of the fires run that were missed while no worker was there, ``"latest"`` (one at most, the app's
+        default), ``"all"`` or ``"none"``. The memory timer fires it in its process; in a cloud ``cloudq schedule sync`` makes it an
+        entry of the provider's scheduler. Raises ConfigError for a name that is taken and for what cannot recur.
+        """
+        from cloudq import recurring
+
+        made = recurring.recurring(name, call, trigger, catch_up or self.conf.catch_up, known=self.schedules)
+        self.schedules[name] = made
+        if (queue := recurring.queue_named(made)) is not None:
+            self.declare_queue(queue)
+        return made
+
+    def required_schedule(self, name: str) -> Recurring:
+        """The schedule of that name; raises UnknownSchedule."""
+        try:
+            return self.schedules[name]
+        except KeyError:
+            raise UnknownSchedule(
+                f"the app {self.name!r} declares no schedule {name[:100]!r}; is its module imported, or in include=?"
+            ) from None
+
+    def _schedule_entry(self, name: str, entry: Mapping[str, Any]) -> None:
+        from cloudq import recurring
+
+        call, trigger = recurring.of_celery(name, entry, self)
+        self.schedule(name, call, trigger)
 
     def include(self, module: str | ModuleType) -> None:
         """Import a module and bind the tasks in it that have no app (``from cloudq import task``)."""
@@ -274,10 +326,12 @@ class CloudQ:
         return store
 
     def check(self) -> None:
-        """Refuse, when a host starts, what could not be kept once a task runs; raises StoreRequired."""
+        """Refuse, when a host starts, what could not be kept once a task runs; raises StoreRequired, ArgumentsError."""
         for task in self.tasks.values():
             if (option := task.settings.needs_store) is not None:
                 self.required_store(f"{option}= of the task {task.name!r}")
+        for each in self.schedules.values():
+            each.steps(self)
 
     def use_store(self, call: Callable[[Store], Coroutine[Any, Any, T]], *, why: str = "a result") -> T:
         """Run ``call(store)`` where the store belongs and wait; from any thread but the I/O thread."""
@@ -425,16 +479,16 @@ class CloudQ:
         if self.conf.task_always_eager:
             return [self.send_signature(each) for each in signatures]
         prepared = [self._prepare_signature(each) for each in signatures]
-        self._dispatch_many([each for each in prepared if not self._held_back(each)])
-        return [results.AsyncResult(each.id, self) for each in prepared]
+        sent = self._dispatch_many([each for each in prepared if not self._held_back(each)])
+        return sent if len(sent) == len(prepared) else [results.AsyncResult(each.id, self) for each in prepared]
 
     async def asend_many(self, signatures: Iterable[Signature[R]]) -> list[results.AsyncResult[R]]:
         """``send_many`` for a coroutine."""
         if self.conf.task_always_eager:
             return [self.send_signature(each) for each in signatures]
         prepared = [self._prepare_signature(each) for each in signatures]
-        await self._adispatch_many([each for each in prepared if not self._held_back(each)])
-        return [results.AsyncResult(each.id, self) for each in prepared]
+        sent = await self._adispatch_many([each for each in prepared if not self._held_back(each)])
+        return sent if len(sent) == len(prepared) else [results.AsyncResult(each.id, self) for each in prepared]
 
     @contextmanager
     def batch(self) -> Generator[None, None, None]:
@@ -493,6 +547,14 @@ class CloudQ:
                 from cloudq import follow
 
                 self.io.run(follow.failed(self, message, known["queue"], states.WAS_REVOKED, None), timeout=self.conf.send_timeout)
+
+    def progress(self, done: float, total: float | None = None) -> None:
+        """``task.progress`` of the task that runs here, for code that it calls. Raises RuntimeError outside of one."""
+        run = current.get()
+        message = None if run is None else run.message
+        if message is None:
+            raise RuntimeError("app.progress is there only while a task runs")
+        self[message.task].progress(done, total)
 
     def result(self, id: str) -> results.AsyncResult[Any]:
         """The result of a call by its task id."""
@@ -653,7 +715,8 @@ class CloudQ:
     async def _record(self, store: Store, prepared: Prepared) -> None:
         ttl = self.conf.result_expires + prepared.outgoing.delay
         waits = calls.is_waited_for(self, prepared)
-        await records.record_queued(store, _message(prepared), prepared.queue, ttl=ttl, waits=waits)
+        due = self.clock.time() + prepared.outgoing.delay if prepared.outgoing.delay else None
+        await records.record_queued(store, _message(prepared), prepared.queue, ttl=ttl, due=due, waits=waits)
 
     async def _record_many(self, store: Store, prepared: Sequence[Prepared]) -> None:
         async def some(part: Sequence[Prepared]) -> None:

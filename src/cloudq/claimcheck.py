@@ -121,7 +121,7 @@ def is_claim(fields: Mapping[str, Any]) -> bool:
 
 
 def configured(location: Location, place: Callable[[str], Bodies], *, resting: float) -> ClaimChecks | None:
-    """What a broker's URL says: ``?bodies=s3://bucket/prefix`` (or ``gs://``), and optionally ``bodies_over=`` (bytes) and ``bodies_days=``.
+    """What a broker's URL says: ``?bodies=s3://bucket/prefix`` or ``gs://…``, with ``bodies_over=`` (bytes) and ``bodies_days=``.
 
     ``place`` opens a URL of bodies; ``resting`` is the longest that a message may lie in a queue and its dead-letter queue, in seconds.
     """

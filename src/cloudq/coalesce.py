@@ -43,7 +43,8 @@ class Coalescer(Generic[Item]):
         self._linger = linger
         self._limit = in_flight
         self._eager = eager
-        self._waiting: deque[tuple[Item, int]] = deque()
+        self._waiting: deque[Item] = deque()
+        self._weights: deque[int] = deque()  # beside, because a pair for each item is one more thing for the collector to walk
         self._total = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
@@ -58,11 +59,12 @@ class Coalescer(Generic[Item]):
     @property
     def pending(self) -> list[Item]:
         """The items that wait; those in flight are not among them."""
-        return [item for item, _ in self._waiting]
+        return list(self._waiting)
 
     def add(self, item: Item, weight: int = 0) -> None:
         """Queue an item that weighs ``weight`` bytes."""
-        self._waiting.append((item, weight))
+        self._waiting.append(item)
+        self._weights.append(weight)
         self._total += weight
         if len(self._waiting) >= self._count or (self._weight is not None and self._total >= self._weight):
             self._go()
@@ -117,11 +119,11 @@ class Coalescer(Generic[Item]):
         batch: list[Item] = []
         total = 0
         while self._waiting and len(batch) < self._count:
-            item, weight = self._waiting[0]
+            weight = self._weights[0]
             if batch and self._weight is not None and total + weight > self._weight:
                 break
-            self._waiting.popleft()
-            batch.append(item)
+            self._weights.popleft()
+            batch.append(self._waiting.popleft())
             total += weight
         self._total -= total
         return batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from cloudq.durations import seconds
 from cloudq.errors import ConfigError
@@ -50,6 +50,8 @@ class Config:
     """Deliveries without an outcome after which a message is taken to crash its worker, and dead-lettered."""
     unknown_task_grace: float = 900.0
     """How long a message with an unknown task or a newer protocol waits for a deploy to bring it, before it is dead-lettered."""
+    catch_up: Literal["latest", "all", "none"] = "latest"
+    """Which fires of a schedule run that were missed while no worker was there, unless the schedule says so itself."""
     dead_letter_suffix: str = "-dlq"
 
     def __setattr__(self, name: str, value: Any) -> None:

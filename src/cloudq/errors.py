@@ -11,6 +11,7 @@ CloudQError
 │   ├── ArgumentsError          (also TypeError) arguments do not fit the signature or cannot travel as JSON
 │   ├── MessageTooLarge         (also ValueError) the encoded message is over the broker's limit
 │   ├── DelayError              (also ValueError) no broker or timer here can hold the message that long
+│   ├── UnknownSchedule         (also KeyError) no schedule of that name is declared
 │   └── UnknownTask             (also KeyError) no task of that name is registered
 ├── DecodeError                 a body is no message of a version that this cloudq reads
 ├── SeamError                   a broker, store, timer or key service answered with an error
@@ -110,6 +111,13 @@ class MessageTooLarge(CallError, ValueError):
 
 class DelayError(CallError, ValueError):
     """Neither the broker nor the timer can hold the message that long."""
+
+
+class UnknownSchedule(CallError, KeyError):
+    """No schedule of that name is declared."""
+
+    def __str__(self) -> str:  # KeyError would print the repr
+        return str(self.args[0]) if self.args else ""
 
 
 class UnknownTask(CallError, KeyError):

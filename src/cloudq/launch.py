@@ -58,7 +58,7 @@ class Launch:
         join: Mapping[str, Any] | None = None,
     ) -> None:
         """Start a chain whose id is ``id``, with what goes before its first step's arguments: ``value``, or a chord's ``results``."""
-        first, *rest = _identified(steps, id)
+        first, *rest = identified(steps, id)
         if "members" not in first:
             self._call(first, rest, value, results, join)
             return
@@ -199,6 +199,7 @@ def handle(app: CloudQ, canvas: Canvas[Any], id: str) -> AsyncResult[Any]:
     return last
 
 
-def _identified(steps: Sequence[Step], id: str) -> list[Step]:
+def identified(steps: Sequence[Step], id: str) -> list[Step]:
+    """The steps of a chain whose id is ``id``, each with its own."""
     last = len(steps) - 1
     return [step if "id" in step else {**step, "id": id if at == last else derived_id(id, "step", at)} for at, step in enumerate(steps)]

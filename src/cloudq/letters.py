@@ -237,15 +237,16 @@ async def redrive(
 ) -> Redriven:
     """Send the dead letters that match to the queues where they died (or to ``to``), and delete them here once they are accepted.
 
-    A letter keeps its ``dead`` field: the runner starts it afresh, under the same task id. Bounded by the count at the start, so
-    that what dies again meanwhile is not sent around in circles.
+    A letter keeps its ``dead`` field: the runner starts it afresh, under the same task id. What dies again meanwhile is left, and the
+    pass is bounded by the count at its start: nothing is sent around in circles.
     """
-    done = Redriven()
+    done, began, sent = Redriven(), app.clock.time(), set[str]()
     wanted = set(match.ids)
     async with _reading(app, dead_letters, await app.broker.stats(dead_letters)) as reading:
         async for batch in reading.batches():
-            chosen = [letter for letter in batch if match(letter)]
+            chosen = [letter for letter in batch if match(letter) and not (letter.id in sent and (letter.at or 0.0) > began)]
             await _redrive_batch(app, reading, dead_letters, chosen, done, to, dry_run=dry_run)
+            sent.update(letter.id for letter in chosen)
             done.looked_at = reading.seen
             if progress:
                 progress(len(done.sent))

@@ -18,17 +18,21 @@ def load_app(reference: str) -> CloudQ:
     Sets ``app.reference``. Raises ConfigError, from the error of a module that fails to import.
     """
     name, _, attribute = reference.partition(":")
-    if not name or "/" in name or name.endswith(".py"):
-        raise ConfigError(f"{reference!r} names no module: say module:attribute, as in shop.tasks:app")
-    here = str(Path.cwd())
-    if "" not in sys.path and here not in sys.path:
-        sys.path.insert(0, here)
-    module = _import(name)
+    module = _module(reference)
     app = _only_app(module) if not attribute else getattr(module, attribute, None)
     if not isinstance(app, CloudQ):
         raise ConfigError(f"{name}.{attribute} is no CloudQ app; the module has {', '.join(_apps(module)) or 'none'}")
     app.reference = f"{name}:{attribute or next(known for known, each in _apps(module).items() if each is app)}"
     return app
+
+
+def load_object(reference: str) -> object:
+    """What ``module:attribute`` names; raises ConfigError where there is no such thing."""
+    name, _, attribute = reference.partition(":")
+    module = _module(reference)
+    if not hasattr(module, attribute):
+        raise ConfigError(f"the module {name} has no {attribute!r}")
+    return getattr(module, attribute)
 
 
 def load_configured() -> tuple[CloudQ, int | None]:
@@ -55,6 +59,16 @@ def reference_of(app: CloudQ) -> str:
         f"the app {app.name!r} is no variable of an imported module, so a child process cannot load it:"
         " make it one, or set app.reference = 'module:attribute'"
     )
+
+
+def _module(reference: str) -> ModuleType:
+    name = reference.partition(":")[0]
+    if not name or "/" in name or name.endswith(".py"):
+        raise ConfigError(f"{reference!r} names no module: say module:attribute, as in shop.tasks:app")
+    here = str(Path.cwd())
+    if "" not in sys.path and here not in sys.path:
+        sys.path.insert(0, here)
+    return _import(name)
 
 
 def _import(name: str) -> ModuleType:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 from cloudq import states
@@ -19,6 +19,9 @@ IGNORED: Final = "the task raised Ignore"
 JOINED: Final = 30 * 86400.0
 """Seconds that chords and their members' results are kept: longer than any queue keeps a message and its dead letter (14 days each)."""
 
+PAGE: Final = 500
+"""Documents that a listing asks for at once."""
+
 Edit: TypeAlias = Callable[[dict[str, Any]], None]
 
 # The fields of the document; all but the first three may be absent. Instants are Unix time in seconds.
@@ -26,6 +29,7 @@ Edit: TypeAlias = Callable[[dict[str, Any]], None]
 #   queue, root, parent      where its message goes, and what it belongs to
 #   each                     its value is the list of several calls
 #   sent, started, finished  instants
+#   due                      the instant before which it does not start, where it waits for one
 #   owner, until             the claim: who runs this attempt, and until when the claim holds unless renewed
 #   revoked                  true: it must not start, and stops where it runs; with spared it may go on there
 #   waits                    its message, where revoking it while it is in the timer has to tell others
@@ -34,9 +38,11 @@ Edit: TypeAlias = Callable[[dict[str, Any]], None]
 #   upstream                 it never ran: the id of the task before it that ended without a result
 
 
-async def record_queued(store: Store, message: Message, queue: str, *, ttl: float, waits: bool = False) -> None:
+async def record_queued(store: Store, message: Message, queue: str, *, ttl: float, due: float | None = None, waits: bool = False) -> None:
     """Note a call that was sent, unless a worker has noted more already. ``waits``: in the timer, and others wait for its end."""
     value = {**_identity(message, queue), "state": states.QUEUED}
+    if due is not None:
+        value["due"] = round(due, 3)
     if waits:
         value["waits"] = dict(message.fields)
     try:
@@ -68,6 +74,17 @@ async def revoke(store: Store, id: str, *, now: float, ttl: float, terminate: bo
             document = conflict.current
         else:
             return value
+
+
+async def listing(store: Store, *, after: str | None = None) -> AsyncIterator[tuple[str, Value]]:
+    """All tasks that the store knows, by id, from the one after ``after`` on."""
+    while True:
+        page = await store.list(KIND, limit=PAGE, cursor=after)
+        for id, document in page.items:
+            yield id, document.value
+        after = page.cursor
+        if after is None:
+            return
 
 
 def must_stop(document: Value) -> bool:
@@ -138,19 +155,23 @@ class Claim:
 
         await self.change(edit)
 
-    async def release(self) -> None:
-        """Let another worker take this attempt up at once; until then it waits."""
+    async def release(self, due: float | None = None) -> None:
+        """Let another worker take this attempt up, once it is ``due``; until then it waits."""
 
         def edit(value: dict[str, Any]) -> None:
             value.update(state=states.QUEUED, until=0.0)
+            if due is not None:
+                value["due"] = round(due, 3)
 
         await self.change(edit)
 
-    async def retry(self, error: Failure) -> None:
-        """Note that the next attempt is on its way; call it only once that is durable."""
+    async def retry(self, error: Failure, due: float | None = None) -> None:
+        """Note that the next attempt is on its way, for ``due``; call it only once that is durable."""
 
         def edit(value: dict[str, Any]) -> None:
             value.update(state=states.RETRY, attempt=value["attempt"] + 1, error=error.as_json())
+            if due is not None:
+                value["due"] = round(due, 3)
             for key in ("owner", "until"):
                 value.pop(key, None)
 

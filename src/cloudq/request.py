@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ class Request:
     deadline: float | None = None
     """When the time limit ends this run (Unix time, seconds)."""
     is_eager: bool = False
+    progressed: float = -math.inf
+    """When a count was last recorded (monotonic seconds)."""
     report: Callable[[str, Any], None] | None = None
     """Records progress: ``report(state, meta)``; ``None`` where no store keeps it."""
 

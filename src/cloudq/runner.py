@@ -132,7 +132,7 @@ class Runner:
         self.eager = eager
         """Whether results are kept by the host, which needs no store."""
         self._sealing = None if eager else app.sealing
-        self._name = f"{socket.gethostname()}:{os.getpid()}:{new_id()[:8]}"
+        self._name = f"{socket.gethostname()}:{new_id()[:8]}"
         self._claims = itertools.count()
 
     # ------------------------------------------------------------------ may it run?
@@ -166,12 +166,41 @@ class Runner:
             if not error.newer and job.fields is not None and claimcheck.is_claim(job.fields):
                 job.outcome = self._wait_for_body(job)
                 return job
+            if not error.newer and job.fields is not None and "tick" in job.fields and "task" not in job.fields:
+                return self._admit_tick(job, job.fields)
             job.outcome = self._wait_for_deploy(job, str(error)) if error.newer else Dead(str(error))
             return job
         if "dead" in fields or raw is not None or DEAD_ATTRIBUTE in delivery.attributes:
             message = message.revived(timed=not vouched)
+        return self._decide(job, message)
+
+    def _admit_tick(self, job: Job, tick: Mapping[str, Any]) -> Job:
+        """A tick says which schedule fires for which slot; what that calls is in the code here, so it needs no signature."""
+        from cloudq import recurring
+
+        job.as_is = False
+        name = str(tick["tick"])
+        found = self.app.schedules.get(name)
+        if found is None:
+            job.outcome = self._wait_for_deploy(job, f"no schedule named {name[:100]!r} is declared in this worker")
+            return job
+        now = self.app.clock.time()
+        try:
+            slot = recurring.slot_of(tick, found.trigger, job.delivery.sent or now)
+            message = found.message(self.app, slot)
+        except (DecodeError, ArgumentsError) as error:
+            job.outcome = Dead(str(error))
+            return job
+        redriven = "dead" in tick or DEAD_ATTRIBUTE in job.delivery.attributes
+        if not redriven and (why := found.missed(slot, now)) is not None:
+            job.message, job.outcome = message, Dropped(why)
+            return job
+        return self._decide(job, message)
+
+    def _decide(self, job: Job, message: Message) -> Job:
+        """Whether what was read may run now."""
+        delivery, conf = job.delivery, self.app.conf
         job.message = message
-        conf = self.app.conf
         crashes, earlier = message.crashes, max(delivery.receives - 1, 0)
         job.task = task = self.app.tasks.get(message.task)
         if delivery.group is None:
@@ -283,7 +312,7 @@ class Runner:
         store, message = self.app.store, job.message
         if store is None or message is None:
             return
-        owner = f"{self._name}:{next(self._claims)}"
+        owner = f"{self._name}:{os.getpid()}:{next(self._claims)}"  # now: a server may fork once the app is loaded
         now, until, ttl = self.app.clock.time(), job.delivery.lease_until, self.app.conf.result_expires
         if message.join is not None:
             ttl = max(ttl, records.JOINED)
@@ -310,9 +339,9 @@ class Runner:
             await self._enter_flow(job, message, store)
         if job.ordered:
             job.message = message.copy(attempt=answer.value["attempt"])
-        if job.ordered or not job.delivery.receives:  # where deliveries say nothing of crashes, claims do
-            if (crashes := answer.value.get("crashes", 0)) >= self.app.conf.crash_cap:
-                job.outcome = Dead(f"crash loop: {crashes} runs ended without an outcome")
+        crashes = answer.value.get("crashes", 0) if job.ordered or not job.delivery.receives else 0  # else deliveries tell of them
+        if crashes >= self.app.conf.crash_cap:
+            job.outcome = Dead(f"crash loop: {crashes} runs ended without an outcome")
 
     async def _claim_key(self, job: Job, message: Message, store: Store, ttl: float) -> None:
         """Free what ``unique`` holds, and take the idempotency key. Both come of decoded arguments: user code, off this loop."""

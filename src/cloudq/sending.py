@@ -41,6 +41,10 @@ PAUSES: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 """Seconds between repeats of a failed entry; the last one goes on."""
 
 
+SLICE: Final = 1000
+"""Entries of ``send_many`` that are handed to the I/O loop at a time: it sends them while the next are made."""
+
+
 class Addressed(Protocol):
     """An entry of ``send_many``: a message, where it goes, and the id of its task."""
 
@@ -67,9 +71,11 @@ class Parcel:
     queue: str
     outgoing: Outgoing
     task_id: str
-    tell: Callable[[Answer], None]
+    tell: Callable[[int, Answer], None]
     give_up: float
     """``time.monotonic()`` after which it is not repeated any more."""
+    place: int = 0
+    """Told to ``tell``: one function serves all that were posted together, as a closure each would double what is kept alive."""
     tries: int = 0
     timer_at: float | None = None
 
@@ -169,7 +175,7 @@ class Sender:
         answered = threading.Lock()  # all of a Future that is needed here, for a third of its cost
         answered.acquire()
 
-        def tell(answer: Answer) -> None:
+        def tell(_: int, answer: Answer) -> None:
             answers.append(answer)
             answered.release()
 
@@ -192,7 +198,7 @@ class Sender:
             if not waiter.done():
                 waiter.set_result(answer)
 
-        def tell(answer: Answer) -> None:
+        def tell(_: int, answer: Answer) -> None:
             if loop is self.io.loop:
                 settle(answer)
             elif not loop.is_closed():
@@ -252,19 +258,19 @@ class Sender:
         answers: list[Answer | bool] = [False] * len(entries)  # False: not known yet
         left = len(entries)
 
-        def collect(index: int) -> Callable[[Answer], None]:
-            def tell(answer: Answer) -> None:  # always on the I/O loop, so that the count needs no lock
-                nonlocal left
-                answers[index] = answer
-                left -= 1
-                if not left:
-                    done()
-
-            return tell
+        def tell(index: int, answer: Answer) -> None:  # always on the I/O loop, so that the count needs no lock
+            nonlocal left
+            answers[index] = answer
+            left -= 1
+            if not left:
+                done()
 
         if not entries:
             done()
-        self._post([self._parcel(each.queue, each.outgoing, each.id, collect(i)) for i, each in enumerate(entries)])
+        give_up = time.monotonic() + self.patience
+        for first in range(0, len(entries), SLICE):
+            some = enumerate(entries[first : first + SLICE], first)
+            self._post([Parcel(each.queue, each.outgoing, each.id, tell, give_up, i) for i, each in some])
         return answers
 
     def _failures(self, entries: Sequence[Addressed], answers: list[Answer | bool]) -> dict[int, Exception]:
@@ -376,7 +382,7 @@ class Sender:
 
     # ------------------------------------------------------------------ every other: on the I/O loop
 
-    def _parcel(self, queue: str, outgoing: Outgoing, task_id: str, tell: Callable[[Answer], None]) -> Parcel:
+    def _parcel(self, queue: str, outgoing: Outgoing, task_id: str, tell: Callable[[int, Answer], None]) -> Parcel:
         return Parcel(queue, outgoing, task_id, tell, time.monotonic() + self.patience)
 
     def _post(self, parcels: list[Parcel]) -> None:
@@ -388,7 +394,7 @@ class Sender:
 
     def _sort(self) -> None:
         self._signalled = False  # before the inbox is read: what comes after wakes us again
-        while self._inbox:
+        for _ in range(len(self._inbox)):
             parcel = self._inbox.popleft()
             if parcel.outgoing.delay:
                 if not self._broker_holds(parcel.outgoing):
@@ -416,7 +422,7 @@ class Sender:
                 except Exception as error:
                     pause = PAUSES[min(parcel.tries, len(PAUSES) - 1)]
                     if not _retryable(error) or time.monotonic() + pause >= parcel.give_up:
-                        parcel.tell(error)
+                        parcel.tell(parcel.place, error)
                         return
                     parcel.tries += 1
                     await asyncio.sleep(pause)
@@ -484,7 +490,7 @@ class Sender:
             else:
                 fitting.append(parcel)
         for parcel, why in refused:  # now that nothing is tried again with them
-            parcel.tell(why)
+            parcel.tell(parcel.place, why)
         return fitting
 
     async def _send_batch(self, queue: str, parcels: Sequence[Parcel]) -> None:
@@ -500,7 +506,7 @@ class Sender:
         longest = 0.0
         for parcel, answer in zip(parcels, answers, strict=True):
             if answer is None:
-                parcel.tell(None)
+                parcel.tell(parcel.place, None)
                 continue
             pause = PAUSES[min(parcel.tries, len(PAUSES) - 1)]
             if _retryable(answer) and time.monotonic() + pause < parcel.give_up:
@@ -511,14 +517,14 @@ class Sender:
                 else:
                     asyncio.get_running_loop().call_later(pause, self._lane(parcel).add, parcel, weigh(parcel.outgoing))
             else:
-                parcel.tell(answer)
+                parcel.tell(parcel.place, answer)
         if again:  # their lane has this one request: nothing overtakes them meanwhile
             await asyncio.sleep(longest)
             await self._send_batch(queue, again)
 
     async def _by_timer(self, parcel: Parcel) -> None:
         answer = await self._set_timer(parcel.queue, parcel.outgoing, parcel.task_id)
-        parcel.tell(answer)
+        parcel.tell(parcel.place, answer)
 
     async def _set_timer(self, queue: str, outgoing: Outgoing, task_id: str) -> Answer:
         if self.timer is None:

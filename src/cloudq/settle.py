@@ -137,18 +137,18 @@ async def _again(app: CloudQ, job: Job, outcome: Again) -> Verdict:
     assert job.message is not None
     if job.ordered:  # sending again would let later messages of the group overtake
         if job.claim is not None:
-            await job.claim.retry(outcome.error)
+            await job.claim.retry(outcome.error, app.clock.time() + outcome.delay)
         return await _hold(app, job, outcome.delay)
     await _send(app, job, job.message.next_attempt(crashed=outcome.crashed), outcome.delay)
     if job.claim is not None:
-        await job.claim.retry(outcome.error)
+        await job.claim.retry(outcome.error, app.clock.time() + outcome.delay)
     return Verdict.ACK
 
 
 async def _later(app: CloudQ, job: Job, outcome: Later) -> Verdict:
     """The same attempt again, in a new message: so the broker's receive count is not used up."""
     if job.claim is not None:
-        await job.claim.release()
+        await job.claim.release(app.clock.time() + outcome.delay)
     hold = app.broker.limits.hold
     if job.ordered or (hold and (outcome.delay <= hold or app.timer is None)):  # sent again it would be back at once
         return await _hold(app, job, outcome.delay)
@@ -269,7 +269,7 @@ def _possible(app: CloudQ, job: Job, delay: float) -> float:
     if (checks := app.sender.checks) is not None:  # what has an eta is sent again then, and its body with it
         longest = min(longest, checks.delay)
     if delay > longest:
-        logger.warning("%s should wait %.0f s, but %.0f s is the longest delay here", job.label, delay, longest)
+        logger.warning("%s should wait %.3g s, but %.3g s is the longest delay here", job.label, delay, longest)
     return min(delay, longest)
 
 

@@ -109,7 +109,10 @@ class Store(Protocol):
         ...
 
     async def list(self, kind: str, *, prefix: str = "", limit: int = 100, cursor: str | None = None) -> Page:
-        """Documents of a kind of KINDS, by key in ascending (code point) order, by an index and never by a scan of everything."""
+        """Documents of a kind of KINDS, by key in ascending (code point) order, by an index and never by a scan of everything.
+
+        It goes on after the key ``cursor``, whether there is such a document or not; a page's cursor is its last key.
+        """
         ...
 
     async def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -35,6 +36,7 @@ from cloudq.values import ArgumentCodec, dumps
 if TYPE_CHECKING:
     from cloudq.app import CloudQ
     from cloudq.idempotency import Key
+    from cloudq.recurring import TriggerLike
     from cloudq.result import AsyncResult
     from cloudq.workflow import Group
 
@@ -68,6 +70,8 @@ class TaskOptions(TypedDict, total=False):
     """How long after a run its duplicates get its result instead of running; one day unless set."""
     unique: bool | Duration
     """While a call waits, the same call again is not sent. A duration: for so long at most, instead of a day. Needs a store."""
+    schedule: TriggerLike | Sequence[TriggerLike]
+    """When it recurs: ``cron(…)``, ``every(…)``, their text, seconds; or several. It is called without arguments."""
     acks_late: Literal[True]
     """Always so in cloudq; accepted for code that comes from Celery."""
 
@@ -84,6 +88,7 @@ class Settings(NamedTuple):
     window: float | None = None
     """Seconds; there where ``idempotency_key`` is."""
     unique: float | None = None
+    schedule: TriggerLike | Sequence[TriggerLike] | None = None
 
     @property
     def needs_store(self) -> str | None:
@@ -114,11 +119,14 @@ class Settings(NamedTuple):
                 idempotency_key=options.get("idempotency_key"),
                 window=seconds(options.get("window", WINDOW), "window") if "idempotency_key" in options else None,
                 unique=None if unique is False else WAITING if unique is True else seconds(unique, "unique"),
+                schedule=options.get("schedule"),
             )
         except (ValueError, TypeError) as error:
             raise ConfigError(f"task {name!r}: {error}") from error
 
 
+PROGRESS: Final = 0.5
+"""Seconds between two counts that ``progress`` records."""
 WINDOW: Final = 86_400.0
 """Seconds after a run within which its key's duplicates do not run, unless ``window=`` says otherwise."""
 WAITING: Final = 86_400.0
@@ -306,6 +314,17 @@ class Task(Generic[P, R]):
             request.report(state or "PROGRESS", meta)
         elif not request.is_eager:
             raise StoreRequired(f"update_state of {self.name!r} needs a store; set CloudQ(store=…) or CLOUDQ_STORE")
+
+    def progress(self, done: float, total: float | None = None) -> None:
+        """Record how far the present run is: ``update_state("PROGRESS", {"done": done, "total": total})``, which commands show as a bar.
+
+        Cheap enough for every round of a loop: it is recorded at most twice a second, and always where ``done`` reaches ``total``.
+        Raises what ``update_state`` raises.
+        """
+        request, now = self.request, time.monotonic()
+        if now - request.progressed >= PROGRESS or (total is not None and done >= total):
+            self.update_state(meta={"done": done, "total": total})
+            request.progressed = now
 
     @property
     def policy(self) -> Retry:

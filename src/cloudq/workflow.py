@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack, cast, overload
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack, cast, overload
 
 from cloudq.errors import ArgumentsError
 from cloudq.message import MAX_NESTING, new_id
@@ -173,21 +173,25 @@ class _Nobody:
     run_canvas_eagerly = send_canvas
 
 
-class _Header(Generic[R]):
+class Header:
     """``chord(header)``, which waits for its body."""
 
     __slots__ = ("_group",)
 
-    def __init__(self, members: Group[R]) -> None:
+    def __init__(self, members: Group[Any]) -> None:
         self._group = members
 
-    def __call__(self, body: Canvas[S], **options: Unpack[CallOptions]) -> Any:
+    def __call__(self, body: Canvas[S], **options: Unpack[CallOptions]) -> AsyncResult[S]:
         """Send the chord, Celery's way: ``chord(header)(body)``; returns the body's result."""
         return (self._group | body).apply_async(**options)
 
 
-def chain(*steps: Any) -> Chain[Any]:
-    """``chain(fetch.s(url), parse.s(), store.s())``, or of one iterable. ``fetch.s(url) | parse.s()`` is the same, and keeps the type."""
+@overload
+def chain(*steps: *tuple[*tuple[Canvas[Any], ...], Canvas[R]]) -> Chain[R]: ...
+@overload
+def chain(steps: Iterable[Canvas[Any]], /) -> Chain[Any]: ...
+def chain(*steps: Any) -> Chain[Any]:  # type: ignore[misc]  # pyright: ignore[reportUnnecessaryTypeIgnoreComment]  # mypy errs
+    """``chain(fetch.s(url), parse.s(), store.s())``, or of one iterable. ``fetch.s(url) | parse.s()`` is the same."""
     return Chain(_members(steps))
 
 
@@ -201,7 +205,7 @@ def group(*branches: Any) -> Group[Any]:
 
 
 @overload
-def chord(header: Iterable[Canvas[Any]] | Group[Any]) -> Callable[..., Any]: ...
+def chord(header: Iterable[Canvas[Any]] | Group[Any]) -> Header: ...
 @overload
 def chord(header: Iterable[Canvas[Any]] | Group[Any], body: Canvas[S]) -> Chain[S]: ...
 def chord(header: Iterable[Canvas[Any]] | Group[Any], body: Canvas[Any] | None = None) -> Any:
@@ -210,7 +214,7 @@ def chord(header: Iterable[Canvas[Any]] | Group[Any], body: Canvas[Any] | None =
     ``chord(header)(body)`` sends it at once. It needs a store.
     """
     members: Group[Any] = header if isinstance(header, Group) else Group(header)
-    return _Header(members) if body is None else members | body
+    return Header(members) if body is None else members | body
 
 
 def _members(given: Sequence[Any]) -> Iterable[Any]:

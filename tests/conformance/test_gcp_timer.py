@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 
 from cloudq.clock import ManualClock
 from cloudq.testing import TimerConformance
-from cloudq.testing.timer import Every
-from cloudq.timer import Trigger
 from cloudq_gcp.naming import Naming
 from cloudq_gcp.pubsub import PubSubBroker
 from cloudq_gcp.timer import GoogleTimer
 from tests.gcp_servers import PROJECT, PubSubServer
 from tests.google_api import google_api
 from tests.servers import unique
-
-
-@dataclass(frozen=True, slots=True)
-class EveryMinutes(Every):
-    """One that Cloud Scheduler can keep."""
-
-    def cloud_scheduler_expression(self) -> tuple[str, str]:
-        return f"*/{self.seconds // 60} * * * *", "UTC"
 
 
 class TestGoogleTimer(TimerConformance):
@@ -59,9 +48,6 @@ class TestGoogleTimer(TimerConformance):
             broker=self.broker,
             clock=self.clock,
         )
-
-    def make_trigger(self, seconds: int) -> Trigger:
-        return EveryMinutes(seconds)
 
     def now(self) -> float:
         return self.clock.time()

@@ -14,8 +14,8 @@ from cloudq.errors import ConfigError
 from cloudq.memory import LyingBroker, MemoryBroker, MemoryTimer, adapter
 from cloudq.memory.broker import DEFAULT
 from cloudq.memory.lies import Lies
+from cloudq.schedules import every
 from cloudq.testing import TimerConformance
-from cloudq.testing.timer import Every
 from cloudq.timer import Schedule
 
 
@@ -104,7 +104,7 @@ def test_each_fire_carries_its_slot() -> None:
         broker = MemoryBroker(clock=clock)
         broker.create_queue("q")
         timer = MemoryTimer(broker, clock)
-        await timer.put_schedule(Schedule(name="t", queue="q", message=Outgoing(body="at <slot>"), trigger=Every(10)))
+        await timer.put_schedule(Schedule(name="t", queue="q", message=Outgoing(body="at <slot>"), trigger=every(10)))
         clock.advance(30)
         assert await _bodies(broker) == ["at 1000000010", "at 1000000020", "at 1000000030"]
 
@@ -124,7 +124,7 @@ def test_a_clock_that_jumps_makes_up_for_one_fire() -> None:
         broker = MemoryBroker(clock=clock)
         broker.create_queue("q")
         timer = MemoryTimer(broker, clock)
-        await timer.put_schedule(Schedule(name="t", queue="q", message=Outgoing(body="<slot>"), trigger=Every(10)))
+        await timer.put_schedule(Schedule(name="t", queue="q", message=Outgoing(body="<slot>"), trigger=every(10)))
         clock.jump(1000)
         assert await _bodies(broker) == ["1000000010"]
         clock.advance(10)

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from cloudq.clock import ManualClock
 from cloudq.testing import TimerConformance
-from cloudq.testing.timer import Every
-from cloudq.timer import Trigger
 from cloudq_aws.scheduler import EventBridgeTimer
 from cloudq_aws.sqs import SQSBroker
+from tests.localstack import OnLocalStack
 from tests.schedule_firing import Firing
 from tests.servers import REGION, SQSServer, aws_client, moto, unique
 
 ROLE = "arn:aws:iam::123456789012:role/cloudq-scheduler"
-
-
-@dataclass(frozen=True, slots=True)
-class EveryMinutes(Every):
-    """One that EventBridge Scheduler can keep."""
-
-    def eventbridge_expression(self) -> tuple[str, str]:
-        return f"cron(0/{self.seconds // 60} * * * ? *)", "UTC"
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +56,20 @@ class TestEventBridgeTimer(TimerConformance):
         self.firing = Firing(self.scheduler, self.server.boto3, self.clock, group, second=self.second)
         return EventBridgeTimer(group, REGION, role=ROLE, dead_letter=dead_letter, broker=self.broker, clock=self.clock)
 
-    def make_trigger(self, seconds: int) -> Trigger:
-        return EveryMinutes(seconds)
-
     def now(self) -> float:
         return self.clock.time()
 
     async def pass_time(self, seconds: float) -> None:
         self.firing.pass_time(seconds)
+
+
+class TestEventBridgeTimerOnLocalStack(OnLocalStack, TestEventBridgeTimer):
+    """Here LocalStack keeps the schedules, and checks their expressions."""
+
+    @pytest.fixture(name="scheduler")
+    def _scheduler(self, localstack: SQSServer) -> Iterator[Any]:
+        client = aws_client("scheduler", localstack.endpoint)
+        try:
+            yield client
+        finally:
+            client.close()

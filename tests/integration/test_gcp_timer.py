@@ -25,6 +25,7 @@ from cloudq.clock import ManualClock, SystemClock
 from cloudq.errors import ConfigError, MessageTooLarge, TaskRevoked, TimerError
 from cloudq.memory import MemoryBroker, MemoryStore
 from cloudq.runner import Runner
+from cloudq.schedules import cron, every
 from cloudq.settle import Verdict, settle
 from cloudq.timer import Schedule, Trigger
 from cloudq_gcp.cloud_scheduler import job_id, note
@@ -461,10 +462,50 @@ def test_a_schedule_is_a_job_that_is_read_back_as_it_was_put_and_can_be_put_agai
 
         site.api.requests.clear()
         await timer.put_schedule(replace(found, paused=False))
-        assert site.api.requests == {"CreateJob": 1, "UpdateJob": 1, "ResumeJob": 1}
+        assert site.api.requests == {
+            "CreateJob": 1,
+            "UpdateJob": 1,
+            "ResumeJob": 1,
+            "DeleteJob": 1,
+        }  # of a second part, which it might have had
         assert not (await timer.schedules())[0].paused
 
     with_timer(site, scenario)
+
+
+@pytest.mark.parametrize(
+    ("trigger", "expressions"),
+    [
+        (cron("0 9 * * 5-7", tz="Europe/Berlin"), ["0 9 * * 0,5,6"]),
+        (cron("0 9 1 * 1"), ["0 9 1 * *", "0 9 * * 1"]),
+        (every("2h"), ["0 */2 * * *"]),
+    ],
+    ids=str,
+)
+def test_a_trigger_is_kept_in_googles_words_and_read_back_in_ours(site: Site, trigger: Trigger, expressions: list[str]) -> None:
+    async def scenario(timer: GoogleTimer) -> None:
+        await timer.put_schedule(tick(site, every("15m")))
+        await timer.put_schedule(tick(site, trigger, paused=True))
+        assert sorted(job.schedule for job in site.api.jobs.values()) == sorted(expressions)
+        (found,) = await timer.schedules()
+        assert (found.trigger, found.paused) == (trigger, True)
+        job = site.api.jobs[f"{PLACE}/jobs/{job_id('shop', 'tick')}"]
+        site.api.jobs[job.name] = type(job)(job, schedule="1 1 1 1 *")
+        (found,) = await timer.schedules()
+        assert "1 1 1 1 *" in str(found.trigger)  # what somebody has changed since is told as it is
+        await timer.put_schedule(tick(site, every("1h")))
+        (whole,) = await timer.schedules()
+        assert (whole.trigger, len(site.api.jobs)) == (every("1h"), 1)  # no part of what it was is left
+        await timer.put_schedule(tick(site, trigger))
+        await timer.delete_schedule("tick")
+        assert not site.api.jobs
+
+    with_timer(site, scenario)
+
+
+def test_what_cloud_scheduler_cannot_say_is_refused_with_the_nearest_that_it_can(site: Site) -> None:
+    with pytest.raises(TimerError, match=r"'tick'.*every 7m.*the nearest that can: every 6m"):
+        with_timer(site, lambda timer: timer.put_schedule(tick(site, every("7m"))))
 
 
 def test_jobs_of_others_are_neither_listed_nor_touched(site: Site) -> None:

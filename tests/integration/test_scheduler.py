@@ -25,6 +25,7 @@ from cloudq.errors import ConfigError, MessageTooLarge, TaskRevoked, TimerError
 from cloudq.letters import Match
 from cloudq.memory import MemoryBroker, MemoryStore
 from cloudq.runner import Runner
+from cloudq.schedules import cron, every
 from cloudq.settle import Verdict, settle
 from cloudq.timer import Schedule, Trigger
 from cloudq_aws.scheduler import EventBridgeTimer, adapter, schedule_name
@@ -485,6 +486,50 @@ def test_schedules_are_listed_over_all_pages_and_one_time_schedules_are_not_amon
         assert {str(schedule.trigger) for schedule in found} == {"a rate", "rate(1 day)"}  # one without our note is listed as AWS has it
 
     with_timer(site, scenario)
+
+
+@pytest.mark.parametrize(
+    ("trigger", "expressions"),
+    [
+        (cron("30 2 * * 1-5", tz="Europe/Berlin"), {"every-tick": "cron(30 2 ? * 2-6 *)"}),
+        (cron("0 9 1 * 1"), {"every-tick": "cron(0 9 1 * ? *)", "every2-tick": "cron(0 9 ? * 2 *)"}),
+        (every("90m"), {"every-tick": "rate(90 minutes)"}),
+    ],
+    ids=str,
+)
+def test_a_trigger_is_kept_in_awss_words_and_read_back_in_ours(site: Site, trigger: Trigger, expressions: dict[str, str]) -> None:
+    async def scenario(timer: EventBridgeTimer) -> None:
+        await timer.put_schedule(tick(every("7m")))
+        await timer.put_schedule(tick(trigger, paused=True))
+        raw = {found["Name"]: found for found in site.firing.read()}
+        assert {name: found["ScheduleExpression"] for name, found in raw.items()} == expressions
+        if trigger == every("90m"):
+            assert raw["every-tick"]["StartDate"].timestamp() == trigger.next_after(site.clock.time())
+        (found,) = await timer.schedules()
+        assert (found.trigger, found.paused) == (trigger, True)
+        site.firing.scheduler.update_schedule(
+            GroupName=site.group,
+            Name="every-tick",
+            ScheduleExpression="cron(1 1 1 1 ? *)",
+            FlexibleTimeWindow={"Mode": "OFF"},
+            Target=raw["every-tick"]["Target"],
+            Description=raw["every-tick"]["Description"],
+        )
+        (found,) = await timer.schedules()
+        assert "cron(1 1 1 1 ? *)" in str(found.trigger)  # what somebody has changed since is told as it is
+        await timer.put_schedule(tick(every("1h")))
+        (whole,) = await timer.schedules()
+        assert (whole.trigger, len(site.firing.read())) == (every("1h"), 1)  # no part of what it was is left
+        await timer.put_schedule(tick(trigger))
+        await timer.delete_schedule("tick")
+        assert site.firing.read() == []
+
+    with_timer(site, scenario)
+
+
+def test_what_eventbridge_cannot_say_is_refused_with_the_nearest_that_it_can(site: Site) -> None:
+    with pytest.raises(TimerError, match=r"'tick'.*every 45s.*the nearest that can: every 1m"):
+        with_timer(site, lambda timer: timer.put_schedule(tick(every(45))))
 
 
 def test_a_trigger_that_cannot_be_translated_is_refused(site: Site) -> None:

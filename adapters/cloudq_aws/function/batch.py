@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cloudq.broker import Delivery
-from cloudq.errors import BrokerError, ConfigError, StoreError
+from cloudq.errors import ConfigError
 from cloudq.outcome import Dead, Done, Later, Outcome
 from cloudq.runner import Job
-from cloudq.settle import Verdict, announce, is_settled, settle, task_logger
+from cloudq.settle import Verdict, announce, is_settled, settle_repeatedly, task_logger
+from cloudq_aws import undelivered
 from cloudq_aws.function.execution import OUT_OF_TIME, Execution
 from cloudq_aws.function.limits import TimeLeft, alarms
+from cloudq_aws.sqs import SQSBroker
 
 logger = logging.getLogger("cloudq.lambda")
 
@@ -166,7 +168,7 @@ class Batch:
         system, arn = raw["attributes"], raw["eventSourceARN"]
         attributes: Mapping[str, Mapping[str, str]] = raw.get("messageAttributes") or {}
         sent = system.get("SentTimestamp")
-        return Delivery(
+        delivery = Delivery(
             queue=self._queue_of(arn),
             body=raw["body"],
             receipt=raw["receiptHandle"],
@@ -178,6 +180,8 @@ class Batch:
             group=system.get("MessageGroupId") if arn.endswith(".fifo") else None,  # on a standard queue it is the tenant
             attributes={name: value["stringValue"] for name, value in attributes.items() if value.get("stringValue") is not None},
         )
+        broker = self._app.broker
+        return undelivered.read(delivery, broker.queue_of) if attributes and isinstance(broker, SQSBroker) else delivery
 
     def _unique(self, records: Iterable[_Record]) -> list[_Record]:
         """Each message and each attempt once; the others become copies of the first."""
@@ -317,16 +321,7 @@ class Batch:
         if is_settled(job, outcome):
             record.verdict = Verdict.ACK
         else:
-            record.settling = self._app.io.submit(self._settle(job, outcome))
-
-    async def _settle(self, job: Job, outcome: Outcome) -> Verdict:
-        for attempt in range(SETTLE_TRIES):
-            try:
-                return await settle(self._app, job, outcome)
-            except (BrokerError, StoreError, TimeoutError) as error:
-                logger.warning("%s: its outcome could not be made durable (try %d): %s", job.label, attempt + 1, error)
-                await asyncio.sleep(0.2 * 2**attempt)
-        return Verdict.KEEP
+            record.settling = self._app.io.submit(settle_repeatedly(self._app, job, outcome, tries=SETTLE_TRIES))
 
     def _await_settling(self, records: Iterable[_Record]) -> None:
         for record in records:

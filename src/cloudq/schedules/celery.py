@@ -23,8 +23,8 @@ def crontab(
 ) -> Cron:
     """The trigger of a Celery ``crontab(…)``, with its arguments in its order: ``crontab(hour=7, minute=30, day_of_week="mon-fri")``.
 
-    As in Celery a day must be in all of ``day_of_week``, ``day_of_month`` and ``month_of_year``, ranges may go round (``fri-mon``), and names
-    may be written out. Unlike it, 7 is Sunday too. Raises ValueError, which names the field, its value and what to write.
+    As in Celery a day must be in all of ``day_of_week``, ``day_of_month`` and ``month_of_year``, ranges may go round (``fri-mon``), and
+    names may be written out. Unlike it, 7 is Sunday too. Raises ValueError, which names the field, its value and what to write.
     """
     spelled = ((MINUTE, minute), (HOUR, hour), (DAY, day_of_month), (MONTH, month_of_year), (WEEKDAY, day_of_week))
     return Cron(" ".join(unix(field, _numbers(field, given)) for field, given in spelled), zone_name(tz), both_days=True)

@@ -29,9 +29,13 @@ def cron_in_words(trigger: Cron) -> str:
 
 def cron_warnings(trigger: Cron, now: float | None) -> tuple[str, ...]:
     """See Cron.warnings."""
-    texts = trigger.fields.split()
-    uneven = [found for found in map(_uneven, (MINUTE, HOUR), texts, ("m", "h")) if found]
-    return (*uneven, *_changes(trigger, time.time() if now is None else now))
+    minute, hour, *_ = trigger.fields.split()
+    uneven: list[str | None] = []
+    if trigger.hours == HOUR.every:
+        uneven.append(_uneven(MINUTE, minute, "m"))
+    if trigger.minutes.bit_count() == 1:
+        uneven.append(_uneven(HOUR, hour, "h"))
+    return (*filter(None, uneven), *_changes(trigger, time.time() if now is None else now))
 
 
 def _uneven(field: Field, text: str, unit: str) -> str | None:
@@ -84,14 +88,14 @@ def _steps(unit: str, field: Field, numbers: int) -> str | None:
 
 
 def _days(trigger: Cron) -> str:
-    day = f"on day {_numbers(DAY, trigger.days)} of the month"
-    weekday = f"on {_named(_WEEKDAYS, WEEKDAY, trigger.weekdays)}"
     any_day, any_weekday = trigger.days == DAY.every, trigger.weekdays == WEEKDAY.every
-    if any_day and any_weekday or trigger.either and (any_day or any_weekday):
+    if (any_day and any_weekday) or (trigger.either and (any_day or any_weekday)):
         return "" if _times(trigger).startswith("every") else " every day"
-    if any_weekday or any_day:
-        return f" {day if any_weekday else weekday}"
-    return f" {day} {'or' if trigger.either else 'if it falls'} {weekday}"
+    day = f"on day {_numbers(DAY, trigger.days)} of the month"
+    if any_weekday:
+        return f" {day}"
+    weekday = f"on {_named(_WEEKDAYS, WEEKDAY, trigger.weekdays)}"
+    return f" {weekday}" if any_day else f" {day} {'or' if trigger.either else 'if it falls'} {weekday}"
 
 
 def _numbers(field: Field, numbers: int) -> str:

@@ -63,5 +63,3 @@ def any_day_of_month(trigger: Cron) -> str:
     """The same without its day of month: the nearest that has one day field."""
     minute, hour, _, month, weekday = trigger.fields.split()
     return str(Cron(f"{minute} {hour} * {month} {weekday}", trigger.tz))
-
-

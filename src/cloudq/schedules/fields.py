@@ -76,7 +76,7 @@ def parse_number(field: Field, text: str, part: str) -> int:
     if text.isascii() and text.isdigit() and field.first <= int(text) <= last:
         return int(text)
     allowed = f"{field.first} to {last}" + (f" or {field.names[0]} to {field.names[-1]}" if field.names else "")
-    raise ValueError(f"{field.name} {part!r}: {text!r} is not {allowed}; write a number, '*', a range (1-5), a step (*/2) or a list of them")
+    raise ValueError(f"{field.name} {part!r}: {text!r} is not {allowed}; write a number, '*', a range (1-5), a step (*/2) or a list")
 
 
 def _parse_part(field: Field, part: str) -> int:

@@ -19,9 +19,11 @@ def cloud_scheduler(trigger: Trigger) -> list[Expression]:
     if isinstance(trigger, At):
         raise _refused(trigger, "its jobs all recur; call the task with eta= instead", None)
     if isinstance(trigger, Every):
-        if (same := as_cron(trigger)) is None:
-            near = Every(min(EVEN, key=lambda minutes: abs(minutes * 60 - trigger.interval)) * 60, trigger.anchor // 60 * 60)
-            reason = "it takes crontabs, whose fires are evenly apart only by minutes that divide an hour, hours that divide a day, or a week"
+        same, interval = as_cron(trigger), trigger.interval
+        if same is None:
+            near = Every(min(EVEN, key=lambda minutes: abs(minutes * 60 - interval)) * 60, trigger.anchor // 60 * 60)
+            even = "crontabs are even only for minutes that divide an hour, hours that divide a day, and a week"
+            reason = "crontabs count whole minutes" if interval % 60 or trigger.anchor % 60 else even
             raise _refused(trigger, reason, str(near))
         trigger = same
     if not isinstance(trigger, Cron):
@@ -31,9 +33,7 @@ def cloud_scheduler(trigger: Trigger) -> list[Expression]:
         reason = "a day must be in both day fields, and Google does not say what it makes of both"
         raise _refused(trigger, reason, any_day_of_month(trigger))
     minute, hour, month = unix(MINUTE, trigger.minutes), unix(HOUR, trigger.hours), unix(MONTH, trigger.months)
-    return [
-        Expression(f"{minute} {hour} {unix(DAY, days)} {month} {unix(WEEKDAY, weekdays)}", trigger.tz) for days, weekdays in pairs
-    ]
+    return [Expression(f"{minute} {hour} {unix(DAY, days)} {month} {unix(WEEKDAY, weekdays)}", trigger.tz) for days, weekdays in pairs]
 
 
 def _refused(trigger: Trigger, reason: str, nearest: str | None) -> CannotExpress:

@@ -13,7 +13,8 @@ from cloudq.schedules.zones import Wall, instant_of, zone_named
 
 __all__ = ["At", "Cron", "Every", "at", "cron", "every"]
 
-_LAST_YEAR = 9999
+_LAST_YEAR = 9998
+"""The last whole one that datetime counts in every zone."""
 _EXISTING = tuple(span(1, days) for days in LONGEST)
 _UNITS = (("w", 604_800), ("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 
@@ -53,7 +54,7 @@ class Cron:
         both = not texts[2].startswith("*") and not texts[4].startswith("*")  # Vixie's rule looks at the first character
         either = both and not self.both_days
         if not either and not any(days & _EXISTING[month] for month in members(months)):
-            raise ValueError(f"cron {self.fields!r} never fires: no month in {texts[3]!r} has a day in {texts[2]!r}; write a day that comes")
+            raise ValueError(f"cron {self.fields!r} never fires: no month in {texts[3]!r} has a day in {texts[2]!r}; write another")
         put = object.__setattr__
         put(self, "fields", " ".join(texts))
         put(self, "both_days", both and self.both_days)
@@ -67,16 +68,18 @@ class Cron:
         put(self, "_month_days", tuple(self._days_from(first) for first in range(7)))
 
     def next_after(self, instant: float) -> float | None:
-        """The first fire strictly after ``instant`` (Unix time, seconds), or ``None`` beyond the year 9999."""
+        """The first fire strictly after ``instant`` (Unix time, seconds), or ``None`` beyond the year 9998."""
         try:
             shown = datetime.fromtimestamp(math.floor(instant), self.zone)
         except (OverflowError, ValueError, OSError):  # beyond what datetime counts
             return None
-        wall: Wall | None = (shown.year, shown.month, shown.day, shown.hour, shown.minute)
-        while (wall := self.next_wall((*wall[:4], wall[4] + 1))) is not None:
+        wall = self.next_wall((shown.year, shown.month, shown.day, shown.hour, shown.minute + 1))
+        while wall is not None:
             fire = instant_of(wall, self.zone)
-            if fire is not None and fire > instant:  # not skipped, and not the second time that clocks show it
+            if fire is not None and fire > instant:  # neither skipped, nor the second time that clocks show it
                 return float(fire)
+            year, month, day, hour, minute = wall
+            wall = self.next_wall((year, month, day, hour, minute + 1))
         return None
 
     def next_wall(self, wall: Wall) -> Wall | None:
@@ -123,7 +126,7 @@ class Cron:
         return self.days & weekly
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)  # no tuple: a task may take a list of triggers
 class Every:
     """A grid of instants ``interval`` seconds apart that goes through ``anchor`` (Unix time); made by ``every``."""
 
@@ -149,7 +152,7 @@ class Every:
         return f"every {_duration(self.interval)}{fixed}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)  # no tuple: a task may take a list of triggers
 class At:
     """Once, at ``instant`` (Unix time); made by ``at``."""
 
@@ -175,8 +178,8 @@ def cron(fields: str, *, tz: str | tzinfo = "UTC") -> Cron:
     """The trigger of a line of a crontab: ``cron("0 9 * * 1-5", tz="Europe/Berlin")``.
 
     The fields are minute, hour, day of month, month, day of week, in the grammar of Vixie cron: ``*``, numbers, names (JAN, MON), ranges,
-    steps, lists; 0 and 7 are Sunday. Where both day fields are restricted, a day of either fires; a field that begins with ``*``, as ``*/2``
-    does, counts as not restricted, and then a day must be in both. ``tz`` is an IANA name or a ``ZoneInfo``.
+    steps, lists; 0 and 7 are Sunday. Where both day fields are restricted, a day of either fires; a field that begins with ``*``, as
+    ``*/2`` does, counts as not restricted, and then a day must be in both. ``tz`` is an IANA name or a ``ZoneInfo``.
 
     A time that is skipped when clocks go forward does not fire; one that comes twice when they go back fires the first time.
     Raises ValueError, which names the field, its value and what to write; also for what never fires (30 February).
@@ -246,5 +249,3 @@ def _duration(interval: int) -> str:
             text += f"{count}{unit}" if count else ""
         return text
     return f"{interval // 604_800}w"
-
-

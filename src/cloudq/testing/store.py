@@ -474,6 +474,18 @@ class StoreConformance(Suite):
 
         self.run(scenario)
 
+    def test_a_listing_goes_on_after_any_key_also_one_that_never_was(self) -> None:
+        async def scenario(store: Store) -> None:
+            start = unique()
+            for end in ("a", "b", "c"):
+                await store.put(KIND, start + end, {})
+            page = await store.list(KIND, prefix=start, limit=1, cursor=start + "a0")
+            assert ([key for key, _ in page.items], page.cursor) == ([start + "b"], start + "b")
+            page = await store.list(KIND, prefix=start, cursor=start + "b~")
+            assert ([key for key, _ in page.items], page.cursor) == ([start + "c"], None)
+
+        self.run(scenario)
+
     # The life of a store
 
     def test_a_cancelled_call_leaves_the_store_usable(self) -> None:

@@ -11,11 +11,10 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import ClassVar
 
@@ -23,22 +22,9 @@ import pytest
 
 from cloudq.broker import Broker, Outgoing
 from cloudq.errors import TimerError
+from cloudq.schedules import every
 from cloudq.testing.suite import Suite, scenario, unless
 from cloudq.timer import Schedule, Timer, Trigger
-
-
-@dataclass(frozen=True, slots=True)
-class Every:
-    """A trigger at each whole multiple of ``seconds`` of Unix time."""
-
-    seconds: int
-
-    def next_after(self, instant: float) -> float | None:
-        """See Trigger."""
-        return (math.floor(instant / self.seconds) + 1) * self.seconds
-
-    def __str__(self) -> str:
-        return f"every {self.seconds}s"
 
 
 class TimerConformance(Suite):
@@ -66,8 +52,8 @@ class TimerConformance(Suite):
         """A timer without schedules; ``self.broker`` is there."""
 
     def make_trigger(self, seconds: int) -> Trigger:
-        """A trigger that fires every ``seconds``, of a kind that the driver can translate."""
-        return Every(seconds)
+        """A trigger that fires every ``seconds``."""
+        return every(seconds)
 
     def now(self) -> float:
         """The driver's present instant, Unix time in seconds."""

@@ -33,6 +33,7 @@ from cloudq.worker.holding import Holding
 from cloudq.worker.poller import Poller
 from cloudq.worker.processes import ProcessExecutor
 from cloudq.worker.progress import keep_progress
+from cloudq.worker.reporting import Reporter, describe_app, describe_runs
 from cloudq.worker.slots import Slots
 from cloudq.worker.threads import LoopExecutor, ThreadExecutor
 
@@ -107,6 +108,8 @@ class Worker:
         self._size = self.options.processes or self.options.concurrency
         self._local = app.broker.limits.local
         self._paused: frozenset[str] = frozenset()
+        self._reporter: Reporter | None = None
+        self._begun_at = 0.0
         self._flights: set[Flight] = set()
         self._groups = Groups()
         self._completed: deque[tuple[Flight, Outcome]] = deque()
@@ -213,12 +216,14 @@ class Worker:
             await self._look_at_pauses(self.app.store)
         if self._children is not None:
             await self._children.start()
+        await self._begin_schedules()
         await asyncio.to_thread(signals.worker_ready.send, "worker", worker=self)  # receivers are user code
         # from here to the wait for the end nothing suspends: a poller that outran it would bounce messages
         receiving = [self._begin(poller.run()) for poller in self._pollers.values()]
         keeping = [self._begin(self._keep_leases()), self._begin(self._watch())]
         if self.app.store is not None:
-            keeping.append(self._begin(self._keep_pauses(self.app.store)))
+            self._begun_at, self._reporter = round(self.app.clock.time(), 3), Reporter(self.app.store, self._describe)
+            keeping += [self._begin(self._keep_pauses(self.app.store)), self._begin(self._reporter.run())]
         self._ready.set_result(None)
         logger.info("ready: %s, %d at once, queues %s", self.app.name, self._size, ", ".join(self.queues))
         try:
@@ -228,6 +233,8 @@ class Worker:
             for task in (*receiving, *keeping):
                 task.cancel()
             await asyncio.gather(*receiving, *keeping, return_exceptions=True)
+            if self._reporter is not None:
+                await self._reporter.end()
             if self._background:
                 await asyncio.wait(self._background, timeout=2.0)  # deliveries on their way back
             for executor in self._executors():
@@ -262,6 +269,17 @@ class Worker:
             raise ConfigError(
                 f"the broker has no queue {', '.join(map(repr, missing))}; create it (cloudq never does at run time), or name other queues"
             )
+
+    async def _begin_schedules(self) -> None:
+        """Have the schedules fire that a timer in this process keeps; the others' are in the cloud."""
+        declared, timer = self.app.schedules.values(), self.app.timer if self.app.schedules else None
+        if declared and timer is None:
+            logger.warning(
+                "%d schedules are declared, and nothing fires them: set CLOUDQ_TIMER, and run `cloudq schedule sync`", len(declared)
+            )
+        if timer is not None and timer.limits.local:
+            for each in declared:
+                await timer.put_schedule(each.schedule(self.app))
 
     def _executors(self) -> list[Executor]:
         return [self._threads, self._tasks, *([self._children] if self._children is not None else [])]
@@ -490,7 +508,10 @@ class Worker:
         if flight.lost and job.claim is None and not isinstance(outcome, Done):
             self._settled(flight, Verdict.KEEP)  # the delivery is somebody else's, and with it what is to be done
             return
-        self._settled(flight, await settle_repeatedly(self.app, job, outcome, tries=SETTLE_TRIES))
+        verdict = await settle_repeatedly(self.app, job, outcome, tries=SETTLE_TRIES)
+        if self._reporter is not None and verdict is Verdict.ACK:
+            self._reporter.count(outcome)
+        self._settled(flight, verdict)
 
     def _settled(self, flight: Flight, verdict: Verdict) -> None:
         if verdict is Verdict.ACK:
@@ -588,7 +609,23 @@ class Worker:
         for queue in self._paused - now:
             logger.info("queue %r goes on", queue)
             self._pollers[queue].resume()
+        if self._reporter is not None and now != self._paused:
+            self._reporter.nudge()
         self._paused = now
+
+    def _describe(self) -> dict[str, Any]:
+        """What ``cloudq inspect`` shows of this worker."""
+        return {
+            **describe_app(self.app),
+            **describe_runs(self._flights, now := self.app.clock.time()),
+            "started": self._begun_at,
+            "at": round(now, 3),
+            "state": "stopping" if self._is_stopping else "running",
+            "queues": self.queues,
+            "paused": sorted(self._paused),
+            "concurrency": self._size,
+            "processes": self.options.processes,
+        }
 
     async def _watch(self) -> None:
         """Say by the health file that receives go on, and end a drain once nothing is left."""
@@ -611,6 +648,8 @@ class Worker:
         logger.info("stopping (%s): %d in flight", self.reason.value, len(self._flights))
         for poller in self._pollers.values():
             poller.stop()
+        if self._reporter is not None:
+            self._reporter.nudge()
         await self._give_back(self._holding.withdraw())
         if not self.options.once and self.reason is not StopReason.RECYCLE:  # what --max-tasks has counted runs
             await self._give_back([flight for executor in self._executors() for flight in executor.withdraw()])
