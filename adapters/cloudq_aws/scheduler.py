@@ -212,9 +212,9 @@ class EventBridgeTimer:
         try:
             expressions = _expressions(schedule.trigger)
         except CannotExpress as error:
-            raise TimerError(f"schedule {schedule.name!r}: {error}") from error
+            raise ConfigError(f"schedule {schedule.name!r}: {error}") from error
         if len(expressions) > _PARTS:
-            raise TimerError(
+            raise ConfigError(
                 f"schedule {schedule.name!r}: {schedule.trigger} takes {len(expressions)} expressions, and {_PARTS} is the most"
             )
         said = {"name": schedule.name, "queue": schedule.queue, "trigger": str(schedule.trigger)}

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any, Final, NamedTuple, Protocol, cast, runtime_checkable
 
 from cloudq.broker import Outgoing
-from cloudq.errors import CannotExpress, CloudQError, EntryTooLarge, TimerError
+from cloudq.errors import CannotExpress, CloudQError, ConfigError, EntryTooLarge, TimerError
 from cloudq.timer import Schedule, Trigger
 from cloudq_gcp.client import Api, Client
 from cloudq_gcp.cloud_tasks import too_large
@@ -105,9 +105,9 @@ class CloudScheduler:
         try:
             expressions = _expressions(schedule.trigger)
         except CannotExpress as error:
-            raise TimerError(f"schedule {schedule.name!r}: {error}") from error
+            raise ConfigError(f"schedule {schedule.name!r}: {error}") from error
         if len(expressions) > _PARTS:
-            raise TimerError(
+            raise ConfigError(
                 f"schedule {schedule.name!r}: {schedule.trigger} takes {len(expressions)} expressions, and {_PARTS} is the most"
             )
         replaced = False

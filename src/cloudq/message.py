@@ -323,7 +323,11 @@ def _signature(value: object) -> bool:
     link = cast("dict[str, Any]", value)
     if "members" not in link and not ("task" in link and "queue" in link):
         return False
-    return all(_LINK[key](link[key]) for key in link.keys() & _LINK.keys()) and (not link.get("each") or _lists(link.get("args", [])))
+    for key, each in link.items():  # of a long chain each message has many
+        check = _LINK.get(key)
+        if check is not None and not check(each):
+            return False
+    return not link.get("each") or _lists(link.get("args", []))
 
 
 def _nested(level: Iterable[Mapping[str, Any]]) -> list[Any]:
@@ -506,7 +510,7 @@ def decode(fields: dict[str, Any]) -> Message:
 
 def dead_letter(body: str, fields: dict[str, Any] | None, dead: dict[str, Any]) -> str:
     """The body for the dead-letter queue: the message with a ``dead`` field, or a wrapper of the raw bytes where that cannot be."""
-    if fields is not None and ("task" in fields or "claim_check" in fields or "dead" not in fields):
+    if fields is not None and (fields.keys() & {"task", "tick", "claim_check"} or "dead" not in fields):
         try:
             return dumps({**fields, "dead": dead})
         except ValueError:

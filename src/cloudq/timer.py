@@ -85,7 +85,8 @@ class Timer(Protocol):
         ...
 
     async def put_schedule(self, schedule: Schedule) -> None:
-        """Create the schedule, or replace the one of its name; fires before now are not made up."""
+        """Create the schedule, or replace the one of its name; fires before now are not made up. Raises ConfigError for a trigger that the
+        provider cannot keep exactly."""
         ...
 
     async def delete_schedule(self, name: str) -> None:

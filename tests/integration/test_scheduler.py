@@ -13,11 +13,12 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
-from cloudq import CloudQ, Queue, letters, states
+from cloudq import CloudQ, Queue, letters, states, syncing
 from cloudq.adapters import AdapterContext, Location
 from cloudq.broker import Outgoing
 from cloudq.clock import ManualClock, SystemClock
@@ -27,6 +28,7 @@ from cloudq.memory import MemoryBroker, MemoryStore
 from cloudq.runner import Runner
 from cloudq.schedules import cron, every
 from cloudq.settle import Verdict, settle
+from cloudq.syncing import Step
 from cloudq.timer import Schedule, Trigger
 from cloudq_aws.scheduler import EventBridgeTimer, adapter, schedule_name
 from cloudq_aws.server import serve_in_thread
@@ -528,7 +530,7 @@ def test_a_trigger_is_kept_in_awss_words_and_read_back_in_ours(site: Site, trigg
 
 
 def test_what_eventbridge_cannot_say_is_refused_with_the_nearest_that_it_can(site: Site) -> None:
-    with pytest.raises(TimerError, match=r"'tick'.*every 45s.*the nearest that can: every 1m"):
+    with pytest.raises(ConfigError, match=r"'tick'.*every 45s.*the nearest that can: every 1m"):
         with_timer(site, lambda timer: timer.put_schedule(tick(every(45))))
 
 
@@ -540,11 +542,93 @@ def test_a_trigger_that_cannot_be_translated_is_refused(site: Site) -> None:
         def __str__(self) -> str:
             return "full moon"
 
-    with pytest.raises(TimerError, match="full moon"):
+    with pytest.raises(ConfigError, match="full moon"):
         with_timer(site, lambda timer: timer.put_schedule(tick(Moon())))
     with pytest.raises(TimerError, match="512"):
         with_timer(site, lambda timer: timer.put_schedule(tick(Rate("rate(1 day)"), name="x" * 600)))
     assert site.firing.read() == []
+
+
+# ---------------------------------------------------------------------- schedules of an app
+
+
+def test_what_an_app_declares_fires_in_the_cloud_and_runs_once_a_slot(site: Site) -> None:
+    app = site.app(store=MemoryStore(clock=site.clock))
+    app.schedule("by word", app["note"].s("a").set(tenant="acme"), cron("*/2 * * * *"))
+    app.schedule("ordered", app["in_order"].s("b").set(ordering_key="g"), every("3m"))
+
+    async def sync() -> None:
+        timer = app.timer
+        assert timer is not None
+        declared = [each.schedule(app) for each in app.schedules.values()]
+        steps = syncing.changes(declared, await timer.schedules())
+        assert {change.step for change in steps} == {Step.CREATE}
+        for change in steps:
+            await syncing.apply(timer, change)
+        assert {change.step for change in syncing.changes(declared, await timer.schedules())} == {Step.KEEP}
+
+    app.io.run(sync(), timeout=20)
+    for _ in range(6):
+        site.pass_time(app, 60)
+    first = int(START // 120 + 1) * 120
+    assert [word for word, _ in site.ran].count("a") == 3
+    assert [word for word, _ in site.ran].count("b") == 2
+    assert app.result(f"by word@{first}").state == states.SUCCESS
+    schedule = next(each for each in site.firing.read() if "by word" in each["Description"])
+    site.firing.fire(schedule, first)  # Scheduler sends at least once
+    site.drain(app)
+    assert [word for word, _ in site.ran].count("a") == 3
+
+
+def test_the_commands_bring_the_scheduler_to_the_code(site: Site, tmp_path: Path) -> None:
+    code = tmp_path / "shop.py"
+    env = {**os.environ, "CLOUDQ_APP": "shop:app", "CLOUDQ_BROKER": f"sqs://{REGION}/", "CLOUDQ_TIMER": site.url}
+
+    def declare(lines: str) -> None:
+        task = "@app.task(name='t')\ndef t(n: int = 0): ..."
+        code.write_text(f"from cloudq import *\napp = CloudQ('shop', default_queue='work')\n{task}\n{lines}\n")
+
+    def run(*args: str, exits: int = 0) -> Any:
+        done = subprocess.run(
+            [sys.executable, "-m", "cloudq.cli", "schedule", *args], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == exits, done.stderr
+        return json.loads(done.stdout) if "--json" in args else done.stdout + done.stderr
+
+    def steps(*args: str) -> dict[str, str]:
+        return {each["schedule"]: each["step"] for each in run("sync", "--json", *args)["changes"]}
+
+    declare("app.schedule('a', t.s(1), every('5m'))\napp.schedule('b', t.s(), '0 9 1 * 1')")
+    assert steps("--dry-run") == {"a": "create", "b": "create"}
+    assert site.firing.read() == []
+    assert "+ a  every 5m → work" in run("sync")
+    assert steps() == {"a": "keep", "b": "keep"}
+    assert len(site.firing.read()) == 3
+
+    run("pause", "b")
+    assert "was paused already" in run("pause", "b")
+    declare("app.schedule('a', t.s(2), every('5m'))\napp.schedule('b', t.s(), '0 8 1 * 1')")
+    found = {each["schedule"]: each for each in run("list", "--json")["schedules"]}
+    assert (found["a"]["state"], found["b"]["state"], found["b"]["paused"]) == ("keep", "update", True)  # arguments are not in a tick
+    assert "~ b  0 9 1 * 1 UTC → 0 8 1 * 1 UTC" in run("sync")
+    assert {each["State"] for each in site.firing.read() if "0 8" in each["Description"]} == {"DISABLED"}
+    run("resume", "b")
+    assert {each["State"] for each in site.firing.read()} == {"ENABLED"}
+
+    declare("app.schedule('c', t.s(), every(45))")
+    assert "nobody is there to be asked" in run("sync", exits=2)
+    assert steps("--keep", "--dry-run") == {"c": "create"}
+    assert "the nearest that can: every 1m" in run("sync", "--yes", exits=2)
+    assert len(site.firing.read()) == 3, "nothing is deleted before all else is in place"
+    declare("")
+    assert steps("--yes") == {"a": "delete", "b": "delete"}
+    assert site.firing.read() == []
+    assert "no schedule 'a'" in run("pause", "a", exits=2)
+
+    declare("app.schedule('a', t.s(1), every('5m'))")
+    id = run("trigger", "a").strip()
+    assert id.startswith("a@")
+    assert site.count("") == 1
 
 
 # ---------------------------------------------------------------------- what goes wrong

@@ -143,6 +143,26 @@ def test_workflows_fit_the_schema_and_use_all_that_it_has_for_them() -> None:
     assert {key for step in steps for key in step} >= {"id", "members", "task", "queue", "link_error"}
 
 
+def test_ticks_fit_the_schema_also_those_that_wait_for_a_deploy_and_their_dead_letters() -> None:
+    wire = Wire()
+    add = wire.app["add"]
+    wire.app.schedule("old", add.s(1, 2), 60)
+    now = int(wire.clock.time())
+    drive(
+        wire.app.broker.send(
+            "default", [wire.app.schedules["old"].tick(wire.app, now), wire.app.schedules.pop("old").schedule(wire.app).message]
+        )
+    )
+    wire.work(rounds=5)
+    letters = wire.letters()
+    assert [letter["tick"] for letter in letters] == ["old", "old"]
+    drive(wire.app.broker.send("default", [Outgoing(body=json.dumps(letter)) for letter in letters]))
+    wire.work(rounds=5)
+    assert [letter["tick"] for letter in wire.letters()] == ["old", "old"]
+    seen = wire.check()
+    assert {key for fields in seen for key in fields} == set(SCHEMA["$defs"]["tick"]["properties"])
+
+
 def test_every_field_of_a_link_is_documented() -> None:
     section = PAGE.partition("## Links")[2].partition("## Dead")[0]
     assert set(SCHEMA["$defs"]["link"]["properties"]) <= set(re.findall(r"`(\w+)`", section))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from difflib import get_close_matches
 from typing import Annotated, Any, Final
 
@@ -11,9 +12,9 @@ import typer
 from rich.text import Text
 from typer.core import TyperCommand
 
-from cloudq import states
+from cloudq import records, states
 from cloudq.cli.exits import FAILED
-from cloudq.cli.output import card, duration, emit, error_of, iso, out, put, say, span, when
+from cloudq.cli.output import card, counts, duration, emit, error_of, iso, out, progress, put, say, short, span, watching, when
 from cloudq.cli.state import require_shared, state_of
 from cloudq.errors import ResultTimeout, UnknownTask
 from cloudq.result import AsyncResult
@@ -21,13 +22,16 @@ from cloudq.signature import CallOptions
 from cloudq.store import Value
 
 _KEYWORD = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
-_STYLES: Final = {
+STYLES: Final = {
     states.SUCCESS: "bold green",
     states.FAILURE: "bold red",
     states.DEAD: "bold red",
     states.STARTED: "cyan",
     states.RETRY: "yellow",
 }
+
+LOOK: Final = 0.5
+"""Seconds between two looks at what is watched."""
 
 Wait = Annotated[bool, typer.Option("-w", "--wait", help="Wait for the result; needs a store.")]
 Timeout = Annotated[
@@ -106,6 +110,7 @@ def result(
     id: Annotated[str, typer.Argument(metavar="ID", help="The call's id.")],
     wait: Wait = False,
     timeout: Timeout = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Watch its progress until it has ended, however long that takes.")] = False,
     as_json: AsJSON = False,
 ) -> None:
     """Show what became of a call.
@@ -117,9 +122,12 @@ def result(
     app = state_of(context).load()
     app.required_store("a result")
     found: AsyncResult[Any] = app.result(id)
-    if wait or timeout is not None:
+    if wait or watch or timeout is not None:
         try:
-            found.get(30.0 if timeout is None else timeout, propagate=False)
+            if watch:
+                _watch(found, timeout)
+            else:
+                found.get(30.0 if timeout is None else timeout, propagate=False)
         except ResultTimeout:
             _show(id, found.record, as_json=as_json)
             raise
@@ -148,16 +156,32 @@ def _wait(sent: AsyncResult[Any], timeout: float | None, *, as_json: bool) -> No
     elif document["state"] == states.SUCCESS:
         put(json.dumps(document.get("value"), indent=2, ensure_ascii=False))
     else:
-        out().print(_card(sent.id, document))
+        out().print(card(described(sent.id, document)))
     if document["state"] != states.SUCCESS:
         raise typer.Exit(FAILED)
+
+
+def _watch(found: AsyncResult[Any], timeout: float | None) -> None:
+    """Show how far it is until it has ended."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    with watching(short(found.id, 12)) as show:
+        while True:
+            document = found.record
+            state = states.PENDING if document is None else records.shown(document)
+            if state in states.TERMINAL:
+                return
+            done, total = counts(document.get("meta")) if document is not None else (None, None)
+            show(str(document["progress"]) if document is not None and "progress" in document else state, done, total)
+            if deadline is not None and time.monotonic() >= deadline:
+                raise ResultTimeout(f"no result of {found.id} within {timeout:g} s; its state is {state}")
+            time.sleep(LOOK if deadline is None else max(0.0, min(LOOK, deadline - time.monotonic())))
 
 
 def _show(id: str, document: Value | None, *, as_json: bool) -> None:
     if as_json:
         emit(as_document(id, document))
     elif document is not None:
-        out().print(_card(id, document))
+        out().print(card(described(id, document)))
 
 
 def as_document(id: str, document: Value | None) -> dict[str, Any]:
@@ -181,15 +205,16 @@ def as_document(id: str, document: Value | None) -> dict[str, Any]:
     }
 
 
-def _card(id: str, known: Value) -> Any:
+def described(id: str, known: Value) -> dict[str, Text | str | None]:
+    """The fields of a call as a person reads them."""
     state = str(known["state"])
     started, finished = known.get("started"), known.get("finished")
     error = error_of(known["error"]) if known.get("error") else None
-    shown: dict[str, Text | str | None] = {
+    return {
         "id": id,
         "task": known.get("task") or None,
-        "state": Text(state, _STYLES.get(state, "bold")) if not known.get("revoked") else Text.assemble(state, (" (revoke asked)", "dim")),
-        "progress": f"{known['progress']} {json.dumps(known.get('meta'), ensure_ascii=False)}" if "progress" in known else None,
+        "state": Text(state, STYLES.get(state, "bold")) if not known.get("revoked") else Text.assemble(state, (" (revoke asked)", "dim")),
+        "progress": progress(known["progress"], known.get("meta")) if "progress" in known else None,
         "queue": known.get("queue"),
         "attempt": str(known["attempt"]) if known.get("attempt") else None,
         "sent": when(known.get("sent")),
@@ -201,7 +226,6 @@ def _card(id: str, known: Value) -> Any:
         "error": Text(f"{error['type']}: {error['detail']}", "red") if error else None,
         "traceback": Text(error["traceback"].rstrip(), "dim") if error and error["traceback"] else None,
     }
-    return card(shown)
 
 
 # ---------------------------------------------------------------------- arguments

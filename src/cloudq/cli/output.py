@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -57,7 +57,7 @@ def put(text: str | Text) -> None:
     out().print(Text(text) if isinstance(text, str) else text, soft_wrap=True)
 
 
-_LONG: Final = frozenset({"task", "why", "arguments", "to"})
+_LONG: Final = frozenset({"task", "why", "arguments", "to", "error", "queues", "worker"})
 """Columns that give way where a terminal is narrow; ids stay whole, to be copied."""
 
 
@@ -90,6 +90,23 @@ def working(what: str, total: int | None) -> Generator[Told | None]:
     with Progress(*columns, console=err(), transient=True) as bar:
         task = bar.add_task(what, total=total or None)
         yield lambda done: bar.update(task, completed=done)
+
+
+@contextmanager
+def watching(what: str) -> Generator[Callable[[str, float | None, float | None], None]]:
+    """Shows how far something is, for a person who waits: told ``(how it stands, done, total)``. Silent where nobody watches."""
+    if not err().is_terminal:
+        yield lambda _state, _done, _total: None
+        return
+    columns = (TextColumn("[dim]{task.description}"), BarColumn(bar_width=30), TextColumn("{task.fields[count]}"), TimeElapsedColumn())
+    with Progress(*columns, console=err(), transient=True) as bar:
+        task = bar.add_task(what, total=None, count="")
+
+        def show(state: str, done: float | None, total: float | None) -> None:
+            count = "" if done is None else f"{done:g}" if total is None else f"{done:g}/{total:g}"
+            bar.update(task, description=f"{what} {state}", completed=done or 0, total=total, count=count)
+
+        yield show
 
 
 def confirm(question: str, *, yes: bool) -> None:
@@ -132,6 +149,30 @@ def span(length: float) -> str:
         if length < limit:
             return f"{length / size:.1f} {unit}" if unit == "s" and length < 10 else f"{length / size:.0f} {unit}"
     return f"{length / 86400:.0f} d"
+
+
+def counts(meta: object) -> tuple[float | None, float | None]:
+    """``done`` and ``total`` of a task's progress, where it has said them."""
+    if not isinstance(meta, dict):
+        return None, None
+    known = cast("dict[str, object]", meta)
+    done, total = (value if isinstance(value, (int, float)) else None for value in (known.get("done"), known.get("total")))
+    return done, None if total is None or done is None or total <= 0 else total
+
+
+def progress(state: str, meta: object) -> Text:
+    """What a task says of its progress: a bar where it counts, else its own words."""
+    done, total = counts(meta)
+    if done is None or total is None:
+        return Text(f"{state} {json.dumps(meta, ensure_ascii=False)}" if meta is not None else state)
+    filled = round(_CELLS * min(max(done / total, 0.0), 1.0))
+    full, empty = "━─" if out().encoding.lower().startswith("utf") else "#-"
+    share = f" {done:g}/{total:g}" + (f" ({done / total:.0%})" if 0 <= done <= total else "")
+    return Text.assemble((full * filled, "green"), (empty * (_CELLS - filled), "dim"), share, "" if state == "PROGRESS" else f" {state}")
+
+
+_CELLS: Final = 24
+"""Columns of a bar inside a text."""
 
 
 def short(text: str, most: int = 100) -> str:

@@ -50,6 +50,17 @@ class State:
         return app
 
 
+    def load_stored(self, why: str) -> CloudQ:
+        """The app, for a command that reads what other processes have stored; raises ConfigError where it cannot."""
+        app = self.load()
+        if app.required_store(why).limits.local:
+            raise ConfigError(
+                f"{why} needs a store that processes share: memory:// lives inside one process, and this one has just begun; "
+                "set CLOUDQ_STORE=sqlite:///results.db, or a store in the cloud"
+            )
+        return app
+
+
 def require_shared(app: CloudQ) -> None:
     """Raise ConfigError where the app's broker lives in this process only."""
     if app.broker.limits.local:
