@@ -79,10 +79,8 @@ def banner(app: CloudQ, role: str, runs: str, queues: Mapping[str, int]) -> Rend
     head = Text.assemble(("cloudq ", "bold cyan"), (__version__, "dim"), "  ", (app.name, "bold"), ("  " + role, "dim"))
     weights = set(queues.values())
     names = Text(", ").join(Text.assemble(name, (f" ×{weight}", "dim") if len(weights) > 1 else "") for name, weight in queues.items())
-    tasks = sorted(app.tasks)
-    listed = Text("\n".join(tasks[:_SHOWN])) if tasks else Text("none: is the module with the tasks imported, or in include=?", "yellow")
-    if len(tasks) > _SHOWN:
-        listed.append(f"\nand {len(tasks) - _SHOWN} more", "dim")
+    tasks = _listed([Text(name) for name in sorted(app.tasks)])
+    recurring = [Text.assemble(name, (f"  {app.schedules[name].trigger}", "dim")) for name in sorted(app.schedules)]
     timer = _seam(app, "timer")
     fields = {
         "broker": _seam(app, "broker") or "memory://",
@@ -90,9 +88,16 @@ def banner(app: CloudQ, role: str, runs: str, queues: Mapping[str, int]) -> Rend
         "timer": timer,
         "queues": names,
         "runs": runs,
-        "tasks": listed,
+        "tasks": tasks or Text("none: is the module with the tasks imported, or in include=?", "yellow"),
+        "schedules": _listed(recurring),
     }
     return Padding(Group(head, Text(), card(fields)), (1, 0, 1, 2))
+
+
+def _listed(lines: list[Text]) -> Text | None:
+    if len(lines) > _SHOWN:
+        lines = [*lines[:_SHOWN], Text(f"and {len(lines) - _SHOWN} more", "dim")]
+    return Text("\n").join(lines) if lines else None
 
 
 def _seam(app: CloudQ, seam: str) -> str | None:
