@@ -84,6 +84,7 @@ class PubSubServer(Emulator):
         exactly_once: bool = False,
         dead_letter: str | None = None,
         max_receives: int = 100,
+        push_to: str | None = None,
     ) -> str:
         """Create a topic and a subscription of one name, and the dead-letter pair that it names; return the name."""
         topic, subscription = self.topic(name), self.subscription(name)
@@ -94,6 +95,8 @@ class PubSubServer(Emulator):
             "enable_message_ordering": ordered,
             "enable_exactly_once_delivery": exactly_once,
         }
+        if push_to is not None:
+            request["push_config"] = {"push_endpoint": push_to}
         if dead_letter is not None:
             self.make_queue(dead_letter, lease=lease)
             request["dead_letter_policy"] = {"dead_letter_topic": self.topic(dead_letter), "max_delivery_attempts": max_receives}
@@ -180,8 +183,11 @@ def _command(component: str, jar: str, *main: str) -> list[str]:
 
 
 @contextmanager
-def shared(name: str, command: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The ``host:port`` of a server that all processes of this run share; ``command`` is given ``--host`` and ``--port``."""
+def shared(name: str, command: Sequence[str], tmp_path_factory: pytest.TempPathFactory, *, health: str = "") -> Iterator[str]:
+    """The ``host:port`` of a server that all processes of this run share, from when its path ``health`` answers.
+
+    ``command`` is given ``--host`` and ``--port``.
+    """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     folder.mkdir(exist_ok=True)
@@ -193,7 +199,7 @@ def shared(name: str, command: Sequence[str], tmp_path_factory: pytest.TempPathF
             fcntl.flock(users, fcntl.LOCK_SH)
             if not ready.exists():
                 port = free_port()
-                keep = [sys.executable, str(Path(__file__).with_name("keeper.py")), str(folder), f"http://127.0.0.1:{port}"]
+                keep = [sys.executable, str(Path(__file__).with_name("keeper.py")), str(folder), f"http://127.0.0.1:{port}{health}"]
                 keeper = subprocess.Popen(
                     [*keep, *command, "--host=127.0.0.1", f"--port={port}"], stdin=subprocess.DEVNULL, start_new_session=True
                 )
@@ -201,7 +207,7 @@ def shared(name: str, command: Sequence[str], tmp_path_factory: pytest.TempPathF
                     time.sleep(0.02)
         if not ready.exists():
             pytest.fail(f"{name} did not start; it wrote:\n{(folder / 'log').read_text(errors='replace')[-2000:]}")
-        yield ready.read_text().removeprefix("http://")
+        yield ready.read_text().removeprefix("http://").removesuffix(health)
     if keeper is not None:
         with suppress(subprocess.TimeoutExpired):  # others may go on for long; then it ends by itself when they let go
             keeper.wait(60)

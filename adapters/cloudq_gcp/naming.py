@@ -52,9 +52,12 @@ class Naming:
         name = found["name"] if found else subscription
         if name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after):
             name = name[len(before) : len(name) - len(after)]
-        if name.startswith(self.prefix) and name != self.prefix:
-            return name.removeprefix(self.prefix)
-        return f"projects/{self.project}/topics/{name}"
+        return self.queue_of_topic(f"projects/{self.project}/topics/{name}")
+
+    def queue_of_topic(self, topic: str) -> str:
+        """The queue that a topic is, which is given in full: its name without prefix, or in full where it has another project or prefix."""
+        name = topic.removeprefix(f"projects/{self.project}/topics/" + self.prefix)
+        return name if name and name != topic else topic
 
 
 def _checked(name: str) -> str:

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final
 
+from cloudq import claimcheck
 from cloudq.adapters import Adapter, AdapterContext, Location
-from cloudq.broker import Delivery, Limits, Outgoing, QueueStats
+from cloudq.broker import EMPTY, Delivery, Limits, Outgoing, QueueStats
+from cloudq.claimcheck import ClaimChecks
 from cloudq.clock import Clock, SystemClock
 from cloudq.errors import BrokerError, ConfigError, EntryTooLarge, LeaseLost, QueueNotFound, SendError, SettleError
 from cloudq_gcp.client import Api, Client
 from cloudq_gcp.errors import AccessDenied, RequestRefused, mapped, per_id, status_of
+from cloudq_gcp.gcs import Bodies
 from cloudq_gcp.naming import ANY, Naming
 
 __all__ = ["PubSubBroker", "adapter"]
@@ -26,6 +29,7 @@ logger = logging.getLogger("cloudq.pubsub")
 # Google Cloud, "Pub/Sub quotas and limits": 10 MB and 1,000 messages a publish request, 100 attributes with keys of 256 and values of
 # 1,024 bytes, ordering keys of 1 KB, 512 KiB a request of ack ids (some 200 bytes each). ModifyAckDeadline: 0 to 600 s.
 _BATCH: Final = 1_000
+_RECEIVE: Final = 100  # of 1,000: a worker with more slots has several pulls on their way, and runs what one brought during the others
 _REQUEST: Final = 10_000_000
 _BYTES: Final = _REQUEST - _BATCH * 1_100  # what ordering keys and framing may take
 _KEY: Final = 1_024
@@ -34,6 +38,7 @@ _ATTRIBUTE_NAME: Final = 256
 _ATTRIBUTE_VALUE: Final = 1_024
 _EXTEND: Final = 600
 _RETENTION: Final = 7 * 24 * 3600.0  # a subscription's default: what is older goes, leased or not
+_RESTING: Final = 2 * 31 * 24 * 3600.0  # what the subscriptions of a queue and of its dead letters may be set to
 _LEAST: Final = 10
 """Seconds of the shortest ack deadline that a subscription can have."""
 
@@ -64,6 +69,8 @@ class PubSubBroker:
     than half the lease, because a lease is counted from before its pull began. ``hold`` is how long a worker may hold a message that is
     not due, as Pub/Sub has no delays; 0 where queues are pushed: then every delay is the timer's.
 
+    ``claim_checks`` says where bodies lie that Pub/Sub does not take (``bodies=gs://bucket/prefix`` in the URL).
+
     A subscription with message ordering keeps the order of groups. A subscription without a dead-letter policy counts no
     deliveries (``receives`` is 0), so crash loops cannot be told from first deliveries. With exactly-once delivery LeaseLost is what
     Pub/Sub says; without, an ack or extension after the lease is not answered with an error, and only our own clock tells.
@@ -83,6 +90,7 @@ class PubSubBroker:
         wait: float | None = None,
         hold: float = _HOLD,
         endpoint: str | None = None,
+        claim_checks: ClaimChecks | None = None,
         clock: Clock | None = None,
     ) -> None:
         if not 1 <= lease <= _EXTEND or lease != int(lease):
@@ -97,7 +105,7 @@ class PubSubBroker:
             batch=_BATCH,
             batch_bytes=_BYTES,
             body=_BYTES,
-            receive=_BATCH,
+            receive=_RECEIVE,
             wait=float(poll),
             delay=0.0,
             hold=float(hold),
@@ -109,11 +117,24 @@ class PubSubBroker:
         )
         self._clock = clock or SystemClock()
         self._client = Client(_PUBLISHER, _SUBSCRIBER, emulator="PUBSUB_EMULATOR_HOST", endpoint=endpoint)
+        self._checks = claim_checks
         self._deadlines: dict[str, int | None] = {}
 
     @property
     def limits(self) -> Limits:
         return self._limits
+
+    @property
+    def claim_checks(self) -> ClaimChecks | None:
+        return self._checks
+
+    async def body_limit(self, queue: str) -> int:
+        """The same for each topic."""
+        return self._limits.body
+
+    def hold_nothing(self) -> None:
+        """For a host that is pushed to, which can hold no message: from here on every delay is the timer's, as with ``hold`` 0."""
+        self._limits = self._limits._replace(hold=0.0)
 
     # ------------------------------------------------------------------ sending
 
@@ -132,7 +153,7 @@ class PubSubBroker:
             types: Any = import_module("google.pubsub_v1.types")
             make = types.PubsubMessage.pb()
             made = [
-                make(data=_bytes(message.body), attributes=message.attributes, ordering_key=message.group or "")
+                make(data=_bytes(message.body), attributes=message.attributes or None, ordering_key=message.group)  # empty ones cost 2 µs
                 for message in map(messages.__getitem__, entries)
             ]
             return types.PublishRequest.wrap(types.PublishRequest.pb()(topic=topic, messages=made))
@@ -257,7 +278,7 @@ class PubSubBroker:
         def request() -> Any:
             types: Any = import_module("google.pubsub_v1.types")
             kind = types.AcknowledgeRequest if action == "acknowledge" else types.ModifyAckDeadlineRequest
-            return kind(subscription=name, ack_ids=ids, **parameters)
+            return kind.wrap(kind.pb()(subscription=name, ack_ids=ids, **parameters))  # the wrapper looks at each id
 
         with mapped(action, queue):
             try:
@@ -279,21 +300,24 @@ class PubSubBroker:
 
     async def close(self) -> None:
         await self._client.close()
+        if self._checks is not None:
+            await self._checks.bodies.close()
 
 
 def _delivery(queue: str, received: Any, started: float, deadline: int) -> Delivery:
     message = received.message
+    published, attributes = message.publish_time, message.attributes
     return Delivery(
         queue=queue,
         body=message.data.decode("utf-8", "surrogateescape"),
         receipt=_Receipt(received.ack_id),
         receives=received.delivery_attempt,
         message_id=message.message_id,
-        sent=message.publish_time.seconds + message.publish_time.nanos / 1e9,
+        sent=published.seconds + published.nanos / 1e9,
         received=started,
         lease_until=started + deadline,
         group=message.ordering_key or None,
-        attributes=dict(message.attributes),
+        attributes=dict(attributes) if attributes else EMPTY,
     )
 
 
@@ -318,12 +342,13 @@ def refusal(queue: str, message: Outgoing) -> SendError | None:
     if message.delay > 0:
         return _refused(queue, "Pub/Sub has no delays", "InvalidDelay")
     try:
-        size = len(_bytes(message.body))
+        size = len(message.body) if message.body.isascii() else len(_bytes(message.body))
     except UnicodeEncodeError:
         return _refused(queue, "its body holds lone surrogates, which are no text; encode it", "InvalidText")
     if size > _BYTES:
         return EntryTooLarge(
-            f"queue {queue!r} cannot take a message: it has {size:,} bytes, and Pub/Sub takes {_BYTES:,}; pass a reference instead",
+            f"queue {queue!r} cannot take a message: it has {size:,} bytes, and Pub/Sub takes {_BYTES:,}: "
+            "name a place for large bodies in the broker's URL (bodies=gs://bucket/prefix), or pass a reference instead",
             code="MessageTooLong",
         )
     if message.group is not None and not 0 < len(_bytes(message.group)) <= _KEY:
@@ -352,7 +377,7 @@ def _bytes(text: str) -> bytes:
 
 
 def _open(location: Location, context: AdapterContext) -> PubSubBroker:
-    location.allow("prefix", "lease", "wait", "hold", "subscription", "endpoint")
+    location.allow("prefix", "lease", "wait", "hold", "subscription", "endpoint", *claimcheck.OPTIONS)
     if location.path:
         raise ConfigError(f"pubsub:// takes a project and options, no path like {location.path!r}: pubsub://project-id/?prefix=shop-")
     project = location.host or os.environ.get("GOOGLE_CLOUD_PROJECT")
@@ -365,9 +390,13 @@ def _open(location: Location, context: AdapterContext) -> PubSubBroker:
         wait=location.seconds("wait", 0.0) if "wait" in options else None,
         hold=location.seconds("hold", _HOLD),
         endpoint=options.get("endpoint"),
+        claim_checks=claimcheck.configured(location, Bodies, resting=_RESTING),
         clock=context.clock,
     )
 
 
 adapter = Adapter(broker=_open)
-"""What the entry point ``pubsub`` names."""
+"""``pubsub://project-id/?prefix=shop-&lease=60&wait=20&hold=60``, or without the project for GOOGLE_CLOUD_PROJECT.
+
+Large bodies: ``bodies=gs://bucket/prefix``, ``bodies_over=`` (bytes) and ``bodies_days=``, as ``cloudq.claimcheck.configured`` says.
+"""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,13 +12,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cloudq import CloudQ
+from cloudq.clock import ManualClock
 from cloudq.worker import Worker, WorkerOptions
 from tests.acceptance import processes
 from tests.acceptance.ledger import Ledger
 from tests.acceptance.portable_tasks import build
 from tests.event_source import EventSource
 from tests.gcp_servers import PROJECT, PubSubServer
+from tests.google_api import google_api
+from tests.push_host import ACCOUNT, AUDIENCE, feeding, functions_framework, issuer, uvicorn, way
 from tests.runtime_api import function
 from tests.servers import REGION, SQSServer, missing, unique
 
@@ -55,10 +62,10 @@ def _on_sqs(server: SQSServer, folder: Path) -> tuple[Place, dict[str, str]]:
     return _at(queue, f"sqs://{REGION}/?lease=8", server.env, folder)
 
 
-def _at(queue: str, broker: str, server: Mapping[str, str], folder: Path) -> tuple[Place, dict[str, str]]:
+def _at(queue: str, broker: str, server: Mapping[str, str], folder: Path, **settings: str) -> tuple[Place, dict[str, str]]:
     ledger = Ledger(folder / "ledger")
     store = f"sqlite:///{folder}/store.db"
-    app = build(ledger, broker=broker, store=store, default_queue=queue)
+    app = build(ledger, broker=broker, store=store, default_queue=queue, **settings)
     env = {
         **server,
         "CLOUDQ_APP": f"{MODULE}:app",
@@ -84,6 +91,66 @@ def pubsub_worker(server: PubSubServer, folder: Path) -> Iterator[Place]:
     server.make_queue(queue, dead_letter=f"{queue}-dlq")
     with _worker(*_at(queue, f"pubsub://{PROJECT}/?lease=8", server.env, folder), folder, "--concurrency", "8") as place:
         yield place
+
+
+@contextmanager
+def pubsub_push(server: PubSubServer, folder: Path) -> Iterator[Place]:
+    """Pub/Sub pushing to the service under uvicorn, and Cloud Tasks for what is delayed."""
+    with issuer() as certs, way(certs.token) as road, timed(server) as env:
+        queue = unique("portable")
+        server.make_queue(queue, dead_letter=f"{queue}-dlq", lease=60, push_to=road.url)
+        place, env = _at(queue, f"pubsub://{PROJECT}/?hold=0", {**server.env, **env}, folder, timer=env["CLOUDQ_TIMER"])
+        env |= {"CLOUDQ_PUSH_AUDIENCE": AUDIENCE, "CLOUDQ_PUSH_SERVICE_ACCOUNT": ACCOUNT, "CLOUDQ_PUSH_CERTS": certs.url}
+        with uvicorn("cloudq_gcp.entry:app", env=env | {"CLOUDQ_CONCURRENCY": "16"}, log=folder / "service.log") as service:
+            road.upstream = service.url
+            place.wrote = lambda: f"{Counter(road.answers)}\n{service.wrote()}"
+            try:
+                yield place
+            finally:
+                place.app.close()
+                place.ledger.close()
+
+
+@contextmanager
+def pubsub_function(server: PubSubServer, folder: Path) -> Iterator[Place]:
+    """The function under functions-framework, fed with what is pulled from its subscription as Eventarc does."""
+    with timed(server) as env:
+        queue = unique("portable")
+        server.make_queue(queue, dead_letter=f"{queue}-dlq", lease=60)
+        place, env = _at(queue, f"pubsub://{PROJECT}/?hold=0", {**server.env, **env}, folder, timer=env["CLOUDQ_TIMER"])
+        source = folder / "main.py"
+        source.write_text("from cloudq_gcp.entry import handler\n")
+        with functions_framework(source, "handler", env=env, log=folder / "function.log") as service:
+            place.wrote = service.wrote
+            try:
+                with feeding(server, queue, service.url):
+                    yield place
+            finally:
+                place.app.close()
+                place.ledger.close()
+
+
+@contextmanager
+def timed(server: PubSubServer) -> Iterator[dict[str, str]]:
+    """Cloud Tasks in real time; the environment that leads there, set in this process, too."""
+    clock, ended = ManualClock(time.time()), threading.Event()
+    with google_api(server.address, clock) as api, pytest.MonkeyPatch.context() as patch:
+
+        def pass_time() -> None:
+            while not ended.wait(0.02):
+                api.pass_time(max(0.0, time.time() - clock.time()))
+
+        api.make_queue(f"projects/{PROJECT}/locations/europe-west1/queues/portable")
+        url = f"cloudtasks://{PROJECT}/europe-west1/portable?service_account=tasks@p.iam.gserviceaccount.com"
+        env = {"CLOUD_TASKS_EMULATOR_HOST": api.address, "CLOUDQ_TIMER": url}
+        patch.setenv("CLOUD_TASKS_EMULATOR_HOST", api.address)
+        passing = threading.Thread(target=pass_time, daemon=True)
+        passing.start()
+        try:
+            yield env
+        finally:
+            ended.set()
+            passing.join(10)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The same task module comes to the same outcomes on memory, on SQS with a worker and with Lambda, and on Pub/Sub with a worker."""
+"""The same task module comes to the same outcomes on memory, SQS with a worker and Lambda, and Pub/Sub pulled, pushed and by event."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.gcp_servers import PubSubServer, lead
 from tests.servers import moto, use
 
 ORDER = Order(id=UUID(int=7), total=Decimal("12.50"), placed=datetime(2026, 11, 21, tzinfo=UTC), seal=b"\x00\xff")
-HOSTS = ("memory", "sqs-worker", "sqs-processes", "sqs-lambda", "pubsub-worker")
+HOSTS = ("memory", "sqs-worker", "sqs-processes", "sqs-lambda", "pubsub-worker", "pubsub-push", "pubsub-function")
 
 MORE = 2 + 2
 """Dead letters beside those of the cases: a call with an error link, what is no message, and the broken step of each broken canvas."""
@@ -126,10 +126,10 @@ def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         if request.param == "memory":
             place = stack.enter_context(hosts.memory(folder))
-        elif request.param == "pubsub-worker":
+        elif request.param.startswith("pubsub-"):
             emulator: PubSubServer = request.getfixturevalue("pubsub_emulator")
             lead(emulator.env, patch)
-            place = stack.enter_context(hosts.pubsub_worker(emulator, folder))
+            place = stack.enter_context(getattr(hosts, request.param.replace("-", "_"))(emulator, folder))
         else:
             server = stack.enter_context(moto(folder))
             stack.callback(server.boto3.close)

@@ -17,13 +17,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
-from cloudq import pauses, signals
+from cloudq import events, pauses, signals
 from cloudq.app import CloudQ
 from cloudq.broker import Broker, Delivery, SettleError
 from cloudq.coalesce import Coalescer
 from cloudq.errors import BrokerError, ConfigError, LeaseLost, QueueNotFound, StoreError
 from cloudq.io import drive
-from cloudq.outcome import Dead, Done, Later, Outcome
+from cloudq.outcome import Again, Dead, Done, Later, Outcome
 from cloudq.runner import Job, Runner, revoked
 from cloudq.settle import Verdict, announce, is_settled, settle_repeatedly, task_logger
 from cloudq.store import Store
@@ -110,6 +110,7 @@ class Worker:
         self._paused: frozenset[str] = frozenset()
         self._reporter: Reporter | None = None
         self._begun_at = 0.0
+        self._events = app.events
         self._flights: set[Flight] = set()
         self._groups = Groups()
         self._completed: deque[tuple[Flight, Outcome]] = deque()
@@ -224,6 +225,7 @@ class Worker:
         if self.app.store is not None:
             self._begun_at, self._reporter = round(self.app.clock.time(), 3), Reporter(self.app.store, self._describe)
             keeping += [self._begin(self._keep_pauses(self.app.store)), self._begin(self._reporter.run())]
+            self._note("online")
         self._ready.set_result(None)
         logger.info("ready: %s, %d at once, queues %s", self.app.name, self._size, ", ".join(self.queues))
         try:
@@ -235,6 +237,9 @@ class Worker:
             await asyncio.gather(*receiving, *keeping, return_exceptions=True)
             if self._reporter is not None:
                 await self._reporter.end()
+            if self._events is not None:
+                self._note("offline")
+                await self._events.flush()
             if self._background:
                 await asyncio.wait(self._background, timeout=2.0)  # deliveries on their way back
             for executor in self._executors():
@@ -356,6 +361,7 @@ class Worker:
         else:
             flight.stoppable = job.claim is not None
             keep_progress(flight, self._loop, self._spawn)
+            self._note("started", job)
             self._execute(flight)
 
     def _execute(self, flight: Flight) -> None:
@@ -509,9 +515,17 @@ class Worker:
             self._settled(flight, Verdict.KEEP)  # the delivery is somebody else's, and with it what is to be done
             return
         verdict = await settle_repeatedly(self.app, job, outcome, tries=SETTLE_TRIES)
-        if self._reporter is not None and verdict is Verdict.ACK:
+        if self._reporter is not None and (verdict is Verdict.ACK or (job.ordered and isinstance(outcome, Again))):
             self._reporter.count(outcome)
+            if (event := events.named(outcome)) is not None:
+                took = round(time.monotonic() - flight.started_at, 4) if flight.started else None
+                self._note(event, job, took=took, error=events.error_of(outcome))
         self._settled(flight, verdict)
+
+    def _note(self, event: str, job: Job | None = None, **facts: Any) -> None:
+        if self._events is not None and self._reporter is not None:
+            message, queue = (None, None) if job is None else (job.message, job.delivery.queue)
+            self._events.note(event, message, queue, worker=self._reporter.key, **facts)
 
     def _settled(self, flight: Flight, verdict: Verdict) -> None:
         if verdict is Verdict.ACK:
