@@ -5,7 +5,7 @@ BIN := .venv/bin
 DEMO := .venv-demo/bin
 PIP_INSTALL := -m pip install --quiet --quiet --disable-pip-version-check --no-deps
 
-.PHONY: help demo test test-wheel check format-check lint mypy basedpyright imports format bench-lambda bench-memory bench-sqs requirements setup clean
+.PHONY: help demo test test-wheel check format-check lint mypy basedpyright imports format bench-lambda bench-memory bench-pubsub bench-sqs requirements setup clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -51,11 +51,16 @@ bench-lambda: .venv/.installed ## import and cost a record in Lambda, beside Pow
 bench-sqs: .venv/.installed ## on our SQS server, beside Celery, dramatiq_sqs, taskiq-aio-sqs and the raw loop (ROUNDS=3, ONLY="cloudq, raw", LATENCIES="2, 10")
 	@$(BIN)/python benchmarks/sqs.py $(ARGS)
 
+bench-pubsub: .venv/.installed ## on Google's Pub/Sub emulator, beside its client library, Celery and the raw loop (ROUNDS=3, ONLY="cloudq, raw")
+	@$(BIN)/python benchmarks/pubsub.py $(ARGS)
+
 requirements: .venv/.installed ## pin requirements/*.txt anew from pyproject.toml (ARGS=--upgrade takes newer versions)
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(ARGS) \
 		pyproject.toml --extra aws --extra gcp --extra cli --extra crypto --group dev --output-file requirements/dev.txt >/dev/null
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(ARGS) \
 		pyproject.toml --extra aws --extra cli --group build --output-file requirements/demo.txt >/dev/null
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(ARGS) \
+		--group localstack --output-file requirements/localstack.txt >/dev/null
 
 setup: .venv/.installed ## make .venv, with everything the suite and the checks need
 

@@ -6,7 +6,7 @@ import os
 
 from hypothesis import settings
 
-pytest_plugins = ["tests.servers", "tests.gcp_servers"]
+pytest_plugins = ["tests.servers", "tests.gcp_servers", "tests.localstack"]
 
 settings.register_profile("suite", deadline=None, derandomize="CI" in os.environ, print_blob=True)
 settings.load_profile("suite")

@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-_READY = 30.0
+_READY = 60.0
 """Seconds that a server may take to answer its first request."""
 
 

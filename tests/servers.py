@@ -236,7 +236,8 @@ def _moto(folder: Path) -> Iterator[str]:
 
 
 _DYNALITE = "dynalite@4.0.0"
-_CACHE = Path(__file__).parents[1] / ".cache"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cloudq-tests"
+"""Where servers are installed: outside the checkout, so that each clone, and the suite on the wheel, finds them there."""
 
 
 @contextmanager
@@ -251,12 +252,12 @@ def dynalite(folder: Path) -> Iterator[DynamoDBServer]:
 
 def _npm(package: str) -> Path:
     """The folder that holds an npm package, installed there once."""
-    home = _CACHE / package
+    home = CACHE / package
     if not home.exists():
         if which("npm") is None or which("node") is None:
             missing(package, "install Node.js with npm")
-        _CACHE.mkdir(exist_ok=True)
-        with TemporaryDirectory(dir=_CACHE) as fresh:
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=CACHE) as fresh:
             command = ["npm", "install", "--prefix", fresh, "--no-audit", "--no-fund", "--ignore-scripts", package]
             ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False)
             if ran.returncode:

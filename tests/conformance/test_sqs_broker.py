@@ -7,6 +7,7 @@ import pytest
 from cloudq.broker import Broker
 from cloudq.testing import BrokerConformance
 from cloudq_aws.sqs import SQSBroker
+from tests.localstack import OnLocalStack
 from tests.servers import REGION, SQSServer, unique
 
 
@@ -26,3 +27,7 @@ class TestSQSBroker(BrokerConformance):
         name = unique() + (".fifo" if ordered else "")
         self.server.make_queue(name)
         return name
+
+
+class TestSQSBrokerOnLocalStack(OnLocalStack, TestSQSBroker):
+    pass

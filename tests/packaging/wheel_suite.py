@@ -29,7 +29,8 @@ def main(parts: list[str]) -> int:
         assert Path(where).is_relative_to(folder), f"the tests would run on {where}, which is not the installed wheel"
         print(f"testing {where}", flush=True)
         pytest = [str(environment.bin / "python"), "-m", "pytest", "-q", "-n", "2", "--dist", "loadscope"]
-        command = [*pytest, *(f"tests/{part}" for part in parts)]
+        # One more server would prove nothing more of the wheel.
+        command = [*pytest, "-k", "not OnLocalStack", *(f"tests/{part}" for part in parts)]
         return subprocess.run(command, cwd=environment.cwd, check=False).returncode
 
 
