@@ -117,6 +117,8 @@ def build(ledger: Ledger, **settings: Any) -> CloudQ:
         note(self)
         add.apply_async((20, 22), task_id=child)
 
+    app.schedule("sum", add.s(20, 3), "0 0 * * *")
+    app.schedule("sums", add.s(20, 3) | aadd.s(1), "0 0 * * *")
     return app
 
 

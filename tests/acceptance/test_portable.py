@@ -63,6 +63,8 @@ CASES: dict[str, Case] = {
     "delayed": Case(lambda app: app["add"].apply_async((1, 1), countdown=2), value=2),
     "expired": Case(lambda app: app["add"].apply_async((1, 1), countdown=2, expires=0.5), states.EXPIRED, runs=0),
     "unknown": Case(lambda app: app.send_task("nosuch", (1,)), states.DEAD, runs=0, says="no task named", letter=True),
+    "a schedule's tick, sent twice": Case(lambda app: _tick(app, "sum"), value=23),
+    "a tick that begins a chain": Case(lambda app: _tick(app, "sums"), value=24, runs=None),
     "arguments that do not fit": Case(lambda app: _raw(app, "add", ["x", {}]), states.DEAD, runs=0, says="x", letter=True),
 }
 
@@ -102,6 +104,14 @@ def _raw(app: CloudQ, task: str, args: list[Any]) -> AsyncResult[Any]:
     id = f"raw-{time.time_ns()}"
     _send(app, json.dumps({"v": 1, "id": id, "task": task, "args": args}))
     return app.result(id)
+
+
+def _tick(app: CloudQ, name: str) -> AsyncResult[Any]:
+    """What a scheduler in the cloud sends, at least once."""
+    slot = int(time.time())
+    for written in (slot, datetime.fromtimestamp(slot, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")):
+        _send(app, json.dumps({"v": 1, "tick": name, "slot": written}))
+    return app.result(f"{name}@{slot}")
 
 
 def _send(app: CloudQ, body: str) -> None:
