@@ -40,6 +40,7 @@ from cloudq.signature import CallOptions, Canvas, Signature
 from cloudq.task import AsyncTask, BoundDecorator, Decorator, P, R, SyncTask, Task, TaskOptions, make_task
 
 if TYPE_CHECKING:
+    from cloudq.events import Events
     from cloudq.recurring import CatchUp, Recurring, TriggerLike
     from cloudq.seal import Sealing
     from cloudq.store import Store
@@ -117,6 +118,7 @@ class CloudQ:
         self._store_known = False
         self._timer: Timer | None = None
         self._sender: Sender | None = None
+        self._events: Events | None = None
         self._opened = threading.RLock()
         self._include = list(include)
         self._middleware = list(middleware)
@@ -258,7 +260,11 @@ class CloudQ:
         """The overridden hooks of the middleware, and the signals' once one has a receiver."""
         if self._hooks is None or self._hooks_epoch != signals.epoch:
             self._hooks_epoch = signals.epoch
-            extra = [signals.SignalMiddleware()] if signals.connected() else []
+            extra: list[Middleware] = [signals.SignalMiddleware()] if signals.connected() else []
+            if (events := self.events) is not None:
+                from cloudq.events import NotesSent
+
+                extra.append(NotesSent(events))
             self._hooks = Hooks([*self._middleware, *extra])
         return self._hooks
 
@@ -315,6 +321,17 @@ class CloudQ:
                     self._sender = Sender(self.broker, self.timer, self.io, self.clock.time, self.conf.send_timeout, self.sealing)
         return self._sender
 
+    @property
+    def events(self) -> Events | None:
+        """Where events are noted; ``None`` where ``events`` is off. Raises StoreRequired."""
+        if self._events is None and self.conf.events:
+            from cloudq.events import Events  # few apps have them
+
+            with self._opened:
+                if self._events is None:
+                    self._events = Events(self)
+        return self._events
+
     def required_store(self, why: str = "this") -> Store:
         """The store; raises StoreRequired where none is set."""
         store = self.store
@@ -327,6 +344,8 @@ class CloudQ:
 
     def check(self) -> None:
         """Refuse, when a host starts, what could not be kept once a task runs; raises StoreRequired, ArgumentsError."""
+        if self.conf.events:
+            self.required_store("events")
         for task in self.tasks.values():
             if (option := task.settings.needs_store) is not None:
                 self.required_store(f"{option}= of the task {task.name!r}")

@@ -65,7 +65,7 @@ def prepare(
     bare = not options and not json_kwargs and not more and not each
     if bare and task is not None and task.is_plain and not hooks.before_send and current.get() is None:
         id = new_id()
-        body = encode_call(id, task.name_json, _json(json_args, name) if json_args else "[]", now)
+        body = encode_call(id, task.name_json, encoded(json_args, name) if json_args else "[]", now)
         outgoing = Outgoing(body=body)
         if len(body) > app.broker.limits.body:
             app.sender.check(outgoing, what=f"task {name!r}")
@@ -91,7 +91,7 @@ def prepare(
     message = held_until(app, Message(fields), delay)
     for hook in hooks.before_send:
         message = hook(message, queue)
-    _json(message.fields, name)
+    encoded(message.fields, name)
     outgoing = outgoing_of(message, delay=delay)
     app.sender.check(outgoing, what=f"task {name!r}")
     return Prepared(id, queue, outgoing, message, task, after_commit=options.get("after_commit", False))
@@ -239,7 +239,8 @@ def held_until(app: CloudQ, message: Message, delay: float) -> Message:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _json(value: Any, name: str) -> str:
+def encoded(value: Any, name: str) -> str:
+    """The JSON text of what a call of the task ``name`` carries; raises ArgumentsError where it has none."""
     try:
         return dumps(value)
     except (ValueError, TypeError, RecursionError) as error:

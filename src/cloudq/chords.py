@@ -24,6 +24,7 @@ KEPT: Final = records.JOINED
 #   next           the steps that follow, the first of which is the chord's body; absent for a group at the end of a branch
 #   join           of which chord it is itself a member
 #   flow, root, parent   what it belongs to
+#   called         true: its body was sent
 #   failed         the first member that ended without a result: index, why
 
 
@@ -49,6 +50,17 @@ async def arrive(store: Store, join: Mapping[str, Any]) -> bool:
         return False
     buckets = -(-of // BUCKET)
     return buckets == 1 or await store.add_member(KIND, chord, str(bucket), ttl=KEPT) == buckets
+
+
+async def note_called(store: Store, chord: str) -> None:
+    """Note that the body was sent, so that members which are delivered again do not send it again."""
+    found = await store.get(KIND, chord)
+    if found is None or found.value.get("called"):
+        return
+    try:
+        await store.put(KIND, chord, {**found.value, "called": True}, expect=found.version, ttl=KEPT)
+    except Conflict:
+        return  # then it is sent once more at worst
 
 
 async def fail(store: Store, join: Mapping[str, Any], why: str) -> Mapping[str, Any] | None:

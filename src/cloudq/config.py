@@ -53,6 +53,8 @@ class Config:
     catch_up: Literal["latest", "all", "none"] = "latest"
     """Which fires of a schedule run that were missed while no worker was there, unless the schedule says so itself."""
     dead_letter_suffix: str = "-dlq"
+    events: bool = False
+    """Write events to the store (``cloudq events``): some writes a second beside those that a task takes anyway."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _DURATIONS and value is not None:

@@ -123,8 +123,11 @@ async def _arrive(app: CloudQ, join: Mapping[str, Any]) -> None:
         return
     if steps := chord.get("next"):
         launch = Launch(app, parent=_shell(join["chord"], "group", chord), flow=chord.get("flow"))
+        if chord.get("called"):
+            return
         launch.start(steps, steps[-1]["id"], results={"chord": join["chord"]}, join=chord.get("join"))
         await perform(app, launch)
+        await chords.note_called(store, join["chord"])
     elif outer := chord.get("join"):
         await _arrive(app, outer)
 

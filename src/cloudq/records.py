@@ -35,6 +35,7 @@ Edit: TypeAlias = Callable[[dict[str, Any]], None]
 #   waits                    its message, where revoking it while it is in the timer has to tell others
 #   progress, meta           what the task recorded by update_state
 #   value | error, reason    how it ended
+#   followed                 what follows its end was done once more for a repeated delivery; an instant: until then somebody is at it
 #   upstream                 it never ran: the id of the task before it that ended without a result
 
 
@@ -249,6 +250,43 @@ def has_ended(document: Value) -> Dropped:
     state = document["state"]
     ended = None if state == states.SUCCESS and document.get("reason") != IGNORED else document
     return Dropped(f"it has ended already: {state}", value=document.get("value"), follow_ups=True, ended=ended)
+
+
+async def follow_again(store: Store, id: str, *, now: float, until: float) -> Later | bool:
+    """Whether a repeated delivery of an ended task is to do once more what follows it.
+
+    One of them is, for whoever ended it may have died just then. Not each of them: what follows would be repeated too, each time with all
+    that follows it in turn, and a long chain would drown in copies. Nobody else does it before ``until``; call ``note_followed`` once it is durable.
+    """
+    while True:
+        found = await store.get(KIND, id)
+        if found is None:
+            return True
+        known = found.value.get("followed", 0.0)
+        if known is True:
+            return False
+        if known > now:
+            return Later(min(known - now, 60.0) + 0.1, "another worker sends what follows")
+        try:
+            await store.put(KIND, id, {**found.value, "followed": until}, expect=found.version, ttl=_left(found, now))
+        except Conflict:
+            continue
+        return True
+
+
+async def note_followed(store: Store, id: str, *, now: float) -> None:
+    """Note that what follows an ended task was done once more."""
+    found = await store.get(KIND, id)
+    if found is None or "followed" not in found.value:
+        return
+    try:
+        await store.put(KIND, id, {**found.value, "followed": True}, expect=found.version, ttl=_left(found, now))
+    except Conflict:
+        return  # whoever has changed it does it again at worst
+
+
+def _left(found: Document, now: float) -> float | None:
+    return None if found.expires is None else max(found.expires - now, 1.0)
 
 
 async def before(store: Store, message: Message, now: float) -> Later | Dropped | None:

@@ -187,13 +187,21 @@ async def _dropped(app: CloudQ, job: Job, outcome: Dropped) -> Verdict:
         await _finish(app, job, outcome.state, reason=outcome.why, error=None, value=outcome.value)
     if message is None:
         return Verdict.ACK
+    repeats = outcome.state is None and outcome.follow_ups and (message.has_follow_ups or bool(message.link_error))
+    if repeats and app.store is not None:
+        now = app.clock.time()
+        taken = await records.follow_again(app.store, message.id, now=now, until=max(job.delivery.lease_until, now))
+        if taken is not True:
+            return await _later(app, job, taken) if isinstance(taken, Later) else Verdict.ACK
     if outcome.state is not None and not outcome.follow_ups:
         await _failed(app, message, queue, outcome.why, None, quiet=outcome.state == states.SUCCESS)
     if outcome.follow_ups and outcome.ended is not None:
         quiet = outcome.ended["state"] == states.SUCCESS
         await _failed(app, message, queue, outcome.ended.get("reason", ""), outcome.ended.get("error"), quiet=quiet)
-    elif outcome.follow_ups:
-        await _succeeded(app, job, outcome.value)
+    elif outcome.follow_ups and not await _succeeded(app, job, outcome.value):
+        return Verdict.ACK
+    if repeats and app.store is not None:
+        await records.note_followed(app.store, message.id, now=app.clock.time())
     return Verdict.ACK
 
 
@@ -203,10 +211,11 @@ async def _known(app: CloudQ, job: Job) -> Later | Dropped | None:
     return None if store is None or message is None or job.claim is not None else await records.before(store, message, app.clock.time())
 
 
-async def _succeeded(app: CloudQ, job: Job, value: Any) -> None:
+async def _succeeded(app: CloudQ, job: Job, value: Any) -> bool:
+    """Start what follows; returns whether all of it could be sent."""
     message = job.message
     if message is None or not message.has_follow_ups:
-        return
+        return True
     from cloudq import follow  # with all of workflows, which most tasks are no part of
 
     try:
@@ -215,6 +224,8 @@ async def _succeeded(app: CloudQ, job: Job, value: Any) -> None:
         reason = f"it is done, but what follows it cannot be sent: {refused}"
         logger.error("%s: %s", job.label, reason)
         await _bury(app, job, reason, None)
+        return False
+    return True
 
 
 async def _failed(app: CloudQ, message: Message, queue: str, reason: str, error: Mapping[str, Any] | None, *, quiet: bool = False) -> None:

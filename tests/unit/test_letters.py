@@ -11,6 +11,7 @@ import pytest
 
 from cloudq import CloudQ, Queue, letters, states
 from cloudq.broker import Delivery, Outgoing
+from cloudq.io import drive
 from cloudq.letters import ALL, Letter, Match
 from cloudq.memory import LyingBroker, MemoryBroker
 from cloudq.memory.broker import DEFAULT
@@ -28,9 +29,9 @@ def _body(id: str, task: str = "shop.add", **fields: Any) -> str:
     return dumps({"v": 1, "id": id, "task": task, "args": [1], **fields})
 
 
-def _dead(id: str, task: str = "shop.add", *, queue: str = "default", error: str = "ValueError") -> str:
+def _dead(id: str, task: str = "shop.add", *, queue: str = "default", error: str = "ValueError", at: float = 1.0) -> str:
     fields = {"v": 1, "id": id, "task": task, "args": [1]}
-    note = {"reason": "the task failed", "queue": queue, "at": 1.0, "error": {"type": error, "detail": "no", "traceback": "…"}}
+    note = {"reason": "the task failed", "queue": queue, "at": at, "error": {"type": error, "detail": "no", "traceback": "…"}}
     return dead_letter("", fields, note)
 
 
@@ -185,6 +186,20 @@ def test_a_letter_that_names_no_queue_stays_where_several_share_its_dead_letter_
     assert len(_all(app, "morgue")) == 1
     done = app.io.run(letters.redrive(app, "morgue", ALL, to="b"))
     assert _ids(_all(app, "b")) == ["x"]
+
+
+def test_what_dies_again_during_a_redrive_is_not_sent_once_more() -> None:
+    app = _app()
+    _send(app, "default-dlq", _dead("a"), _dead("b"))
+
+    def dies_again(sent: int) -> None:
+        if sent:
+            drive(app.broker.send("default-dlq", [Outgoing(body=_dead("a", at=app.clock.time() + 1))]))
+
+    done = app.io.run(letters.redrive(app, "default-dlq", Match(ids=frozenset({"a", "missing"})), progress=dies_again))
+    assert [letter.id for letter, _ in done.sent] == ["a"]
+    assert _ids(_all(app, "default")) == ["a"]
+    assert "b" in _ids(_all(app, "default-dlq"))
 
 
 def test_ordered_letters_are_redriven_in_order_and_not_dropped_as_repeats() -> None:

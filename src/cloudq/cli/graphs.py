@@ -43,6 +43,8 @@ def graph(
     [dim]cloudq graph 6f0c2b7e…[/]
     [dim]cloudq graph shop.flows:nightly --id 6f0c2b7e…[/]
     """
+    if id is not None and not _REFERENCE.fullmatch(what):
+        raise typer.BadParameter("it goes with a canvas, as in shop.flows:nightly", param_hint="--id")
     app = state_of(context).load()
     node = _of_canvas(app, what, id) if _REFERENCE.fullmatch(what) else _of_id(app, what)
     if node is None:

@@ -21,6 +21,8 @@ from cloudq.store import Value
 commands = typer.Typer(no_args_is_help=True, help="Workers: who is there, what runs, what waits.")
 
 _OUTCOMES: Final = ("done", "again", "later", "dead", "dropped")
+_SHOWN: Final = ("done", "again", "dead")
+"""Those that fit a terminal."""
 _NONE: Final = Text("–", "dim")
 
 AsJSON = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
@@ -37,7 +39,7 @@ def ping(context: typer.Context, as_json: AsJSON = False) -> None:
         shown = table("worker", "app", "version", "state", "up", "seen")
         for key, each in found.items():
             state = Text(each["state"], "green" if each["state"] == "running" else "yellow")
-            shown.add_row(key, each["app"], each["version"], state, _since(each["started"]), ago(each["at"]))
+            shown.add_row(key, each["app"], each["version"] or _NONE, state, _since(each["started"]), ago(each["at"]))
         out().print(shown)
     _end(found)
 
@@ -99,11 +101,13 @@ def stats(context: typer.Context, as_json: AsJSON = False) -> None:
             ]
         })  # fmt: skip
     elif found:
-        shown = table("worker", "queues", "busy", *_OUTCOMES, "up", "seen", numbers=("busy", *_OUTCOMES))
+        shown = table("worker", "queues", "busy", *_SHOWN, "up", "seen", numbers=("busy", *_SHOWN))
         for key, each in found.items():
-            queues = Text(", ").join(Text.assemble(name, (" paused", "yellow") if name in each["paused"] else "") for name in each["queues"])
-            numbers = [_number(each["counts"].get(outcome, 0), outcome) for outcome in _OUTCOMES]
-            shown.add_row(key, queues, f"{each['busy']}/{each['concurrency']}", *numbers, _since(each["started"]), ago(each["at"]))
+            queues = (Text.assemble(name, (" paused", "yellow") if name in each["paused"] else "") for name in each["queues"])
+            numbers = [_number(each["counts"].get(outcome, 0), outcome) for outcome in _SHOWN]
+            shown.add_row(
+                key, Text(", ").join(queues), f"{each['busy']}/{each['concurrency']}", *numbers, _since(each["started"]), ago(each["at"])
+            )
         out().print(shown)
     _end(found)
 

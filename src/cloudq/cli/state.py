@@ -49,7 +49,6 @@ class State:
         require_shared(app)
         return app
 
-
     def load_stored(self, why: str) -> CloudQ:
         """The app, for a command that reads what other processes have stored; raises ConfigError where it cannot."""
         app = self.load()

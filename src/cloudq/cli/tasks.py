@@ -217,7 +217,9 @@ def retry(
     sent = [pair for each in done for pair in each.sent]
     failed = {letter.id: why for each in done for letter, why in each.failed}
     gone = {id for letter, _ in sent for id in (letter.id, letter.message_id)}
-    failed |= {id: _missing(known[id], [name for name, wanted in places.items() if id in wanted]) for id in ids if id not in gone | failed.keys()}
+    for id in ids:
+        if id not in gone | failed.keys():
+            failed[id] = _missing(known[id], [name for name, wanted in places.items() if id in wanted])
     if as_json:
         emit({
             "sent": [{"id": letter.id, "task": letter.task, "queue": target} for letter, target in sent],

@@ -82,6 +82,9 @@ def worker(
         Path | None,
         typer.Option(metavar="PATH", help="Touched every 2 s while all is well, for a probe that looks at its age.", rich_help_panel=_LOG),
     ] = None,
+    events: Annotated[
+        bool, typer.Option("-E", "--events", help="Write events to the store, for `cloudq events`.", rich_help_panel=_LOG)
+    ] = False,
     log_format: Format = None,
     log_level: Level = LogLevel.info,
     reload_: Annotated[bool, typer.Option("--reload", help="Start anew when a source file changes.", rich_help_panel=_RUN)] = False,
@@ -105,7 +108,8 @@ def worker(
         once=once,
         health_file=health_file,
     )
-    _work(state_of(context), "worker", options, log_format, log_level, [*(reload_dir or [Path()])] if reload_ or reload_dir else None)
+    folders = [*(reload_dir or [Path()])] if reload_ or reload_dir else None
+    _work(state_of(context), "worker", options, log_format, log_level, folders, events=events)
 
 
 def dev(
@@ -167,8 +171,10 @@ def _work(
     level: LogLevel,
     watched: list[Path] | None,
     served: str | None = None,
+    *,
+    events: bool = False,
 ) -> None:
-    """Run a worker. ``served`` is a URL at which its broker is served to other processes."""
+    """Run a worker. ``served`` is a URL at which its broker is served to other processes; with ``events`` it writes them."""
     chosen = format or (LogFormat.rich if sys.stderr.isatty() else LogFormat.plain)
     _log(chosen, "DEBUG" if state.debug else level.value.upper())
     generation = reload.generation()
@@ -180,6 +186,8 @@ def _work(
     app = state.load()
     if role == "worker":
         _refuse_local(app, options)
+    if events:
+        app.conf.events = True
     runs = f"{options.processes} processes" if options.processes else f"{options.concurrency} at once"
     work = Worker(app, options)
     if chosen is LogFormat.rich and not generation:

@@ -10,9 +10,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
-from cloudq import __version__, heartbeats
+from cloudq import heartbeats
 from cloudq.outcome import Outcome
 from cloudq.store import Store
 from cloudq.worker.flight import Flight
@@ -81,12 +82,22 @@ def describe_app(app: CloudQ) -> dict[str, Any]:
     names = sorted(app.tasks)
     return {
         "app": app.name,
-        "version": __version__,
+        "version": _version(),
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "known": len(names),
         "tasks": names[: heartbeats.NAMES],
     }
+
+
+@cache
+def _version() -> str | None:
+    from importlib.metadata import PackageNotFoundError, version  # with what it imports, 10 ms
+
+    try:
+        return version("cloudq-tasks")
+    except PackageNotFoundError:  # run from its sources
+        return None
 
 
 def describe_runs(flights: Iterable[Flight], now: float) -> dict[str, Any]:
