@@ -24,6 +24,7 @@ class Coalescer(Generic[Item]):
     request is in flight later items gather: a full batch goes at once, a partial one waits ``linger`` seconds, or half of
     the present round trip where that is longer (up to MOST_LINGER): those whose requests are in flight call again within one, so the
     batch fills, a call takes one and a half round trips at worst, and a server that is slow because it is busy gets no half-empty requests.
+    Where ``eager``, a partial batch goes as soon as as many have come as were answered since the last one: nobody else is known to come.
     ``perform`` answers for its items itself and must not raise.
     """
 
@@ -50,6 +51,8 @@ class Coalescer(Generic[Item]):
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self._due = False
         self._trip = 0.0
+        self._owed = 0
+        """Of those answered since the last partial batch, how many may call again and have not yet."""
 
     @property
     def busy(self) -> bool:
@@ -66,14 +69,14 @@ class Coalescer(Generic[Item]):
         self._waiting.append(item)
         self._weights.append(weight)
         self._total += weight
+        last = self._owed == 1
+        self._owed -= self._owed > 0
         if len(self._waiting) >= self._count or (self._weight is not None and self._total >= self._weight):
             self._go()
+        elif last and self._eager:
+            self._wait(0.0)
         elif self._timer is None:
-            loop = asyncio.get_running_loop()
-            if self._eager and not self._tasks:
-                self._timer = loop.call_soon(self._elapsed)
-            else:
-                self._timer = loop.call_later(self._pause, self._elapsed)
+            self._wait(0.0 if self._eager and not self._tasks else self._pause)
 
     def flush(self) -> None:
         """Send what waits without lingering."""
@@ -91,8 +94,14 @@ class Coalescer(Generic[Item]):
     def _pause(self) -> float:
         return max(self._linger, min(self._trip / 2, MOST_LINGER))
 
+    def _wait(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(seconds, self._elapsed) if seconds else loop.call_soon(self._elapsed)
+
     def _elapsed(self) -> None:
-        self._timer = None
+        self._timer, self._owed = None, 0
         self._due = True
         self._go()
 
@@ -113,7 +122,7 @@ class Coalescer(Generic[Item]):
                 self._timer.cancel()
                 self._timer = None
         elif self._timer is None and len(self._tasks) < self._limit:
-            self._timer = asyncio.get_running_loop().call_later(self._pause, self._elapsed)
+            self._wait(self._pause)
 
     def _take(self) -> list[Item]:
         batch: list[Item] = []
@@ -133,6 +142,7 @@ class Coalescer(Generic[Item]):
         began = loop.time()
         await self._perform(batch)
         self._trip += (loop.time() - began - self._trip) / 4
+        self._owed += len(batch)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -191,3 +191,39 @@ def test_drain_returns_only_when_what_is_in_flight_has_ended() -> None:
         assert recorder.open == 0
 
     asyncio.run(scenario())
+
+
+def test_those_just_answered_are_waited_for_and_nobody_else() -> None:
+    async def scenario() -> None:
+        batches: list[list[object]] = []
+        gates: list[asyncio.Event] = []
+
+        async def perform(batch: Sequence[object]) -> None:
+            batches.append(list(batch))
+            gates.append(asyncio.Event())
+            if batch != ["stranger"]:
+                await gates[-1].wait()
+
+        lane = Coalescer[object](perform, count=4, linger=60)
+        lane.add("a1")
+        await _turns()
+        for item in ("b1", "b2", "b3", "b4"):
+            lane.add(item)
+        lane.add("c")
+        await _turns()
+        assert batches == [["a1"], ["b1", "b2", "b3", "b4"]]  # c waits for company
+        gates[0].set()
+        await _turns()
+        assert len(batches) == 2
+        lane.add("a1 again")  # whoever may come has come, but for strangers
+        await _turns()
+        assert batches[2:] == [["c", "a1 again"]]
+        lane.add("stranger")
+        await _turns()
+        assert len(batches) == 3
+        for gate in gates[1:]:
+            gate.set()
+        await lane.drain()
+        assert batches[3:] == [["stranger"]]
+
+    asyncio.run(scenario())
