@@ -62,15 +62,24 @@ class _Place:
             self._run(*self.waiting.popleft())
 
     def result(self, handle: AsyncResult[Any]) -> AsyncResult[Any]:
-        """The handle, with what its task came to."""
+        """The handle and those before it, with what their tasks came to."""
+        handles = [handle]
+        while (before := handles[-1].parent) is not None:
+            handles.append(before)
+        last: AsyncResult[Any] | None = None
+        for each in reversed(handles):
+            made = self._ended(each)
+            made.parent, last = last, made
+        assert last is not None
+        return last
+
+    def _ended(self, handle: AsyncResult[Any]) -> AsyncResult[Any]:
         if isinstance(handle, GroupResult):
             members = cast("Any", handle).children
             children: list[AsyncResult[Any]] = [self.result(child) for child in members]
-            return EagerGroupResult(handle.id, self.app, children, parent=handle.parent and self.result(handle.parent))
+            return EagerGroupResult(handle.id, self.app, children)
         missing = {"state": states.FAILURE, "reason": "a step before it ended without a result"}
-        eager: AsyncResult[Any] = EagerResult(handle.id, self.app, self.documents.get(handle.id, missing))
-        eager.parent = handle.parent and self.result(handle.parent)
-        return eager
+        return EagerResult(handle.id, self.app, self.documents.get(handle.id, missing))
 
     def perform(self, launch: Launch) -> None:
         self.chords.update(launch.chords)

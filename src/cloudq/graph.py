@@ -123,6 +123,8 @@ def _with_states(node: Node, documents: Mapping[str, Value]) -> Node:
 
 def _reason(document: Value) -> str | None:
     reason, error = document.get("reason"), document.get("error")
+    if document.get("revoked") and document["state"] not in states.TERMINAL:
+        return "it is to be revoked"
     return f"{reason}: {error['detail']}" if reason and error and "upstream" not in document else reason
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from cloudq import calls, chords
 from cloudq.calls import NOTHING, Prepared
-from cloudq.errors import ArgumentsError, DelayError
+from cloudq.errors import ArgumentsError, DelayError, MessageTooLarge
 from cloudq.message import MAX_MEMBERS, Message, check_nesting, derived_id, new_id, waits_for_members
 from cloudq.request import current
 from cloudq.result import AsyncResult, GroupResult
@@ -32,6 +32,10 @@ Step: TypeAlias = Mapping[str, Any]
 LONGEST: Final = chords.KEPT / 2
 """Seconds that the members of a chord and its body may be delayed in all: results are kept for twice that, to leave time for retries and
 redrives."""
+
+
+OVERHEAD: Final = 2_000
+"""Bytes of a chord's document, or of its body's message, beside the steps that follow."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -125,7 +129,8 @@ def plan(app: CloudQ, canvas: Canvas[Any], *, stored: bool = True) -> tuple[str,
     id = own_id(canvas) or new_id()
     launch = Launch(app, flow=None if isinstance(canvas, Signature) else id)
     steps = calls.steps_of(app, canvas, now=True)
-    _check(steps, joined=False)
+    store = app.store if stored else None
+    _check(steps, joined=False, room=None if store is None else min(store.limits.value, app.sender.most) - OVERHEAD)
     launch.start(steps, id)
     for _, document in launch.chords:
         check_nesting(document, "a chord")
@@ -152,9 +157,14 @@ def _after_commit(canvas: Canvas[Any]) -> bool:
     return canvas.options.get("after_commit", False) or any(map(_after_commit, front))
 
 
-def _check(steps: Sequence[Step], *, joined: bool) -> float:
-    """How long the steps are delayed in all, in seconds. Raises DelayError for a chord whose results would not be kept for so long."""
+def _check(steps: Sequence[Step], *, joined: bool, room: int | None) -> float:
+    """How long the steps are delayed in all, in seconds. Raises DelayError for a chord whose results would not be kept for so long.
+
+    ``room``: bytes of what follows a group; more than that is MessageTooLarge.
+    """
     total = 0.0
+    if room is not None:
+        _check_room(steps, joined, room)
     for step, after in zip(steps, (*steps[1:], None), strict=True):
         delay: float = step.get("delay", 0.0)
         if "members" in step:
@@ -162,7 +172,7 @@ def _check(steps: Sequence[Step], *, joined: bool) -> float:
             waited_for = joined or after is not None
             if len(members) > MAX_MEMBERS:
                 raise ArgumentsError(f"a group has {len(members):,} members, and {MAX_MEMBERS:,} is the most", task="")
-            delay += max((_check(branch, joined=waited_for) for branch in members), default=0.0)
+            delay += max((_check(branch, joined=waited_for, room=room) for branch in members), default=0.0)
             if waited_for and delay + (after or {}).get("delay", 0.0) > LONGEST:
                 raise DelayError(
                     f"the members of a chord and its body may be delayed for {LONGEST / 86400:.0f} days in all: "
@@ -170,6 +180,26 @@ def _check(steps: Sequence[Step], *, joined: bool) -> float:
                 )
         total += delay
     return total
+
+
+def _check_room(steps: Sequence[Step], joined: bool, room: int) -> None:
+    """Refuse at the call the documents of chords that the store would refuse later, when a step is done."""
+    groups = [at for at, step in enumerate(steps) if "members" in step and (joined or at < len(steps) - 1)]
+    if not groups:
+        return
+    sizes = [0] * (groups[0] + 1) + [
+        len(calls.encoded(step, step.get("task", "group"))) + 50 for step in steps[groups[0] + 1 :]
+    ]  # and an id
+    left = sum(sizes)
+    for at, step in enumerate(steps):
+        left -= sizes[at]
+        if at in groups:
+            size = left + sum(len(branch[-1].get("id", "")) + 12 for branch in step["members"] if "id" in branch[-1])
+            if size > room:
+                raise MessageTooLarge(
+                    f"what follows a group of {len(step['members']):,} has {size:,} bytes, and the store and the broker take {room:,}; "
+                    "pass references instead, or let a task start the large part"
+                )
 
 
 async def note(store: Store, launch: Launch) -> None:

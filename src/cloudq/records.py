@@ -256,7 +256,8 @@ async def follow_again(store: Store, id: str, *, now: float, until: float) -> La
     """Whether a repeated delivery of an ended task is to do once more what follows it.
 
     One of them is, for whoever ended it may have died just then. Not each of them: what follows would be repeated too, each time with all
-    that follows it in turn, and a long chain would drown in copies. Nobody else does it before ``until``; call ``note_followed`` once it is durable.
+    that follows it in turn, and a long chain would drown in copies. Nobody else does it before ``until``; call ``note_followed`` once it
+    is durable.
     """
     while True:
         found = await store.get(KIND, id)

@@ -96,7 +96,7 @@ class MortalStore:
 
     async def put(self, kind: str, key: str, value: Value, *, expect: Expect = ANY, ttl: float | None = None) -> str:
         version = await self._inner.put(kind, key, value, expect=expect, ttl=ttl)
-        if value["state"] in states.TERMINAL:
+        if value["state"] in states.TERMINAL and "followed" not in value:
             ledger.note("result", key)
         if value["state"] in states.TERMINAL | {states.RETRY}:
             fuse.reached("after result")

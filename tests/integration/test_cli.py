@@ -435,6 +435,16 @@ def test_every_command_explains_itself() -> None:
         "dlq list",
         "dlq show",
         "dlq redrive",
+        "task list",
+        "task show",
+        "task retry",
+        "task cancel",
+        "inspect ping",
+        "inspect active",
+        "inspect registered",
+        "inspect stats",
+        "inspect scheduled",
+        "events",
     )
     for command in commands:
         answer = runner.invoke(cli, [*command.split(), "--help"])

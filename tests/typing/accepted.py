@@ -5,7 +5,22 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
-from cloudq import AsyncResult, CloudQ, Retry, Signature, Task, TaskFailed, shared_task, task
+from cloudq import (
+    AsyncResult,
+    Chain,
+    CloudQ,
+    Group,
+    GroupResult,
+    Retry,
+    Signature,
+    Task,
+    TaskFailed,
+    chain,
+    chord,
+    group,
+    shared_task,
+    task,
+)
 
 app = CloudQ("shop", broker="memory://", store="memory://")
 
@@ -97,11 +112,42 @@ def calls() -> None:
     print(result.ready(), result.state, result.id)
 
 
+def workflows() -> None:
+    assert_type(fetch.s("u") | send.s(copies=2), Chain[str])
+    assert_type((fetch.s("u") | send.s() | add.s(2)).delay().get(timeout=10), int)
+    assert_type(chain(add.s(1, 2), send.s()), Chain[str])
+    assert_type(chain(add.s(1, 2)).delay(), AsyncResult[int])
+    assert_type(chain(add.s(i) for i in range(3)), Chain[Any])
+    assert_type(group(add.s(i, i) for i in range(10)), Group[int])
+    assert_type(group(add.s(1, 1), add.s(2, 2)), Group[int])
+    assert_type(group(add.s(1, 1) | send.s(), send.s("x")), Group[str])
+    assert_type(group(add.s(i, i) for i in range(10)).delay(), GroupResult[int])
+    assert_type(group(add.s(1, 1)).delay().get(timeout=10), list[int])
+    assert_type([child.get() for child in group(add.s(1, 1)).delay().children], list[int])
+    assert_type(group(add.s(1, 1)) | Sums.total.s(), Chain[int])
+    assert_type(group(group(add.s(1, 1)), group(add.s(2, 2))), Group[list[int]])
+    assert_type(add.s(1) | group(fetch.s(), fetch.s()), Chain[list[bytes]])
+    assert_type(chord((add.s(i, i) for i in range(3)), send.s()), Chain[str])
+    assert_type(chord([add.s(1, 1)])(Sums.total.s(), queue="slow"), AsyncResult[int])
+    assert_type(chord(group(add.s(1, 1), send.s("x")), Sums.total.s().set(queue="slow")).apply_async(countdown=3).get(), int)
+    assert_type(add.starmap([(1, 2), (3, 4)]), Signature[list[int]])
+    assert_type(send.map(["a", "b"]).delay().get(), list[str])
+    assert_type(add.chunks(zip(range(10), range(10), strict=True), 3), Group[list[int]])
+    whole: Chain[int] = (fetch.s("u") | add.s(2)).on_error(library.s()).link(send.s()).set(queue="slow")
+    assert_type(whole.clone().apply().get(), int)
+    result = (add.s(1, 2) | send.s()).delay()
+    assert_type(result.parent, AsyncResult[Any] | None)
+    mixed = group(add.s(1, 1), fetch.s("u"), group(send.s("x")))
+    print(len(mixed), mixed.delay().completed_count())
+
+
 async def acalls() -> None:
     assert_type(await add.adelay(1, y=2), AsyncResult[int])
     assert_type(await (await crawl.adelay("u", depth=2)).aget(timeout=10), list[bytes])
     assert_type(await crawl("u"), list[bytes])
     assert_type(await abound(3), float)
     assert_type(await add.options(queue="slow").adelay(1), AsyncResult[int])
+    assert_type(await (add.s(1, 2) | send.s()).adelay(), AsyncResult[str])
+    assert_type(await (await group(add.s(1, 2)).adelay()).aget(), list[int])
     async with app.abatch():
         await fetch.adelay("u")

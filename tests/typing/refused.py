@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cloudq import CloudQ, Task, shared_task, task
+from cloudq import CloudQ, Task, chain, chord, group, shared_task, task
 
 app = CloudQ("shop", broker="memory://")
 
@@ -64,6 +64,20 @@ def calls() -> None:
     text: str = add.delay(1).get()  # refused
     data: str = fetch.delay("u", limit=1).get()  # refused
     print(text, data)
+
+
+def workflows() -> None:
+    add.s(1) | 5  # refused
+    add | add  # refused
+    chain(add.s(1), 5)  # refused
+    group(add, add)  # refused
+    group(5)  # refused
+    chord(group(add.s(1)), add)  # refused
+    chord([add])  # refused
+    (add.s(1) | add.s(2)).set(nonsense=1)  # refused
+    numbers: list[int] = (add.s(1) | add.s(2)).delay().get()  # refused
+    texts: list[str] = group(add.s(1)).delay().get()  # refused
+    print(numbers, texts)
 
 
 async def acalls() -> None:

@@ -92,6 +92,14 @@ def by_worker(shop: Shop, canvas: Canvas[Any]) -> AsyncResult[Any]:
     return result
 
 
+def levels(shop: Shop, depth: int) -> Canvas[Any]:
+    """Chords in groups in chains."""
+    canvas: Canvas[Any] = shop.add.s(0)
+    for level in range(depth):
+        canvas = group(canvas, shop.add.si(0, -1)) | shop.tsum.s() if level % 2 else shop.add.s(2) | group(canvas) | shop.tsum.s()
+    return canvas
+
+
 HOSTS = pytest.mark.parametrize("run", [in_place, by_worker])
 Run = Callable[[Shop, Canvas[Any]], AsyncResult[Any]]
 
@@ -100,7 +108,8 @@ CANVASES: dict[str, tuple[Callable[[Shop], Canvas[Any]], Any]] = {
     "pipes": (lambda s: s.add.s(2, 2) | s.mul.s(8) | s.mul.s(10), 320),
     "immutable": (lambda s: s.add.si(2, 2) | s.add.si(4, 4) | s.add.si(8, 8), 16),
     "chains in a chain": (lambda s: chain(chain(s.add.s(1, 1), s.add.s(1)), chain(s.add.s(1))), 4),
-    "a long chain": (lambda s: chain(s.add.si(0, 0), *(s.add.s(1) for _ in range(400))), 400),
+    "a long chain": (lambda s: chain(s.add.si(0, 0), *(s.add.s(1) for _ in range(1_000))), 1_000),
+    "fifty levels": (lambda s: s.add.s(1, 1) | levels(s, 50), 27),
     "group": (lambda s: group(s.add.s(i, i) for i in range(10)), [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]),
     "chord": (lambda s: chord((s.add.s(i, i) for i in range(100)), s.tsum.s()), 9900),
     "chord over several buckets": (lambda s: group(s.add.s(i, 0) for i in range(201)) | s.tsum.s(), 20100),
@@ -273,7 +282,7 @@ def test_what_does_not_fit_is_refused_at_the_call_wherever_it_stands(shop: Shop)
         with pytest.raises(ArgumentsError, match="add"):
             canvas.delay()
     with pytest.raises(ArgumentsError, match="signatures"):
-        chain(shop.add.s(1, 1), 5)
+        chain(shop.add.s(1, 1), 5)  # type: ignore[call-overload]
     with pytest.raises(ArgumentsError, match="signatures"):
         group(5)  # type: ignore[call-overload]
     with pytest.raises(ArgumentsError, match="needs a step"):

@@ -11,7 +11,7 @@ import pytest
 from cloudq import CloudQ, Retry, TaskFailed, TaskRevoked, chain, group, states
 from cloudq.broker import Delivery, Outgoing
 from cloudq.clock import ManualClock
-from cloudq.errors import ArgumentsError, DecodeError, DelayError, StoreRequired
+from cloudq.errors import ArgumentsError, DecodeError, DelayError, MessageTooLarge, StoreRequired
 from cloudq.io import drive
 from cloudq.letters import ALL, redrive
 from cloudq.memory import MemoryBroker, MemoryStore
@@ -19,7 +19,7 @@ from cloudq.message import MAX_MEMBERS, decode, derived_id, parse
 from cloudq.result import AsyncResult, GroupResult
 from cloudq.runner import Runner
 from cloudq.settle import settle
-from cloudq.signature import Canvas
+from cloudq.signature import Canvas, Signature
 from cloudq.values import dumps
 from cloudq.worker import Worker, WorkerOptions
 from tests.unit.test_workflow import Shop
@@ -218,6 +218,25 @@ def test_a_late_copy_of_a_step_that_is_done_calls_no_error_link_and_ends_no_chai
     deliver(slow, lost.body)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda s: s.add.s(1, 1) | s.add.s(1),
+        lambda s: group(s.add.s(1, 1)) | s.tsum.s(),
+        lambda s: s.flaky.s(1).on_error(s.tell.s()),
+    ],
+)
+def test_what_follows_is_sent_once_more_for_a_copy_of_a_finished_step_and_not_for_each(
+    slow: Shop, make: Callable[[Shop], Canvas[Any]]
+) -> None:
+    make(slow).delay()
+    (first,) = take(slow)
+    drive(slow.app.broker.ack([first]))
+    for _ in range(5):
+        deliver(slow, first.body)
+    assert 1 <= len(take(slow)) <= 2
+
+
 def test_a_late_copy_of_a_step_that_another_worker_runs_waits_for_its_end(slow: Shop) -> None:
     (slow.add.s(1, 1).set(expires=10, link_error=slow.tell.s()) | slow.add.s(2)).delay()
     (first,) = take(slow)
@@ -350,6 +369,21 @@ def test_delays_that_a_chord_cannot_outlive_are_refused_at_the_call(shop: Shop) 
     ):
         with pytest.raises(DelayError, match="15 days"):
             canvas.delay(1)
+
+
+def test_what_a_step_could_not_send_on_once_it_is_done_is_refused_at_the_call(shop: Shop) -> None:
+    large = group(shop.add.s(number) for number in range(10_000))
+    (shop.add.s(1, 1) | large).delay()  # it travels with the step before it
+    for canvas, why in (
+        (chain([shop.add.s(1, 1), *[shop.add.s(1)] * 20_000]), "add.*the broker takes"),
+        (shop.add.s(1, 1) | group(shop.add.s(1)) | shop.tsum.s() | large, "follows a group of 1 .* the store"),
+        (group(shop.add.s(1, 1) | group(shop.add.s(1)) | shop.tsum.s() | large), "follows a group of 1 .* the store"),
+    ):
+        with pytest.raises(MessageTooLarge, match=why):
+            canvas.delay()
+    assert len(take(shop)) == 1
+    with pytest.raises(ArgumentsError, match=r"unheard.* JSON"):
+        (group(shop.add.s(1, 1)) | Signature("unheard", [object()], app=shop.app)).delay()
 
 
 def test_what_is_nested_a_hundred_deep_works_and_what_is_deeper_is_refused_at_the_call(shop: Shop) -> None:
