@@ -160,7 +160,7 @@ class PubSubBroker:
 
         try:
             with mapped("publish", queue):
-                reply = await self._client.request("Publisher", "publish", request, within=_ANSWER)
+                reply = await self._client.request("Publisher", "publish", request, within=_ANSWER, routed_by="topic")
         except RequestRefused as error:
             if len(entries) > 1:
                 half = len(entries) // 2
@@ -199,7 +199,7 @@ class PubSubBroker:
         with mapped("pull", queue):
             try:
                 reply = await self._client.request(
-                    "Subscriber", "pull", request, within=wait + _EARLY if wait else _ANSWER, routed_by="" if wait else "subscription"
+                    "Subscriber", "pull", request, within=wait + _EARLY if wait else _ANSWER, routed_by="subscription"
                 )
             except Exception as error:
                 if wait and status_of(error) == "DEADLINE_EXCEEDED":  # how a pull that found nothing ends
@@ -245,10 +245,11 @@ class PubSubBroker:
     # ------------------------------------------------------------------ settling
 
     async def ack(self, deliveries: Sequence[Delivery]) -> Sequence[SettleError | None]:
-        todo = [index for index, delivery in enumerate(deliveries) if not _receipt(delivery).acked]
+        receipts = [_receipt(delivery) for delivery in deliveries]
+        todo = [index for index, receipt in enumerate(receipts) if not receipt.acked]
         answers = await self._settle("acknowledge", deliveries, todo)
         for index in todo:
-            _receipt(deliveries[index]).acked = answers[index] is None
+            receipts[index].acked = answers[index] is None
         return answers
 
     async def extend(self, deliveries: Sequence[Delivery], seconds: float) -> Sequence[SettleError | None]:
@@ -282,7 +283,7 @@ class PubSubBroker:
 
         with mapped(action, queue):
             try:
-                await self._client.request("Subscriber", action, request, within=_ANSWER)
+                await self._client.request("Subscriber", action, request, within=_ANSWER, routed_by="subscription")
             except Exception as error:
                 reasons = per_id(error)
                 if not reasons:
