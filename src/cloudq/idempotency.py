@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import string
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from cloudq import records, states
-from cloudq.errors import ConfigError, Conflict
+from cloudq.errors import Conflict
+from cloudq.keyed import place
 from cloudq.message import Message
 from cloudq.outcome import Dropped, Later
 from cloudq.store import MISSING, Document, Store, Value
-from cloudq.values import dumps
 
 KIND: Final = "claim"
 
@@ -24,53 +20,6 @@ LONGEST_PAUSE: Final = 30.0
 # held it runs, and the heartbeat that renews the claim renews this; with SUCCESS it holds the result; anything else frees the key. So a
 # key costs one write a run, and nothing has to be written when the run ends, however it does.
 
-Arguments: TypeAlias = "tuple[Sequence[Any], Mapping[str, Any]]"
-
-
-class Key:
-    """A task's ``idempotency_key``: a format string over its parameters, or a function of its arguments."""
-
-    __slots__ = ("_make", "_signature")
-
-    def __init__(self, function: Callable[..., Any], key: str | Callable[..., object] | None, *, bind: bool, task: str) -> None:
-        """Raises ConfigError for a format string that cannot be filled. ``None``: all arguments together."""
-        signature = inspect.signature(function)
-        parameters = list(signature.parameters.values())[1 if bind else 0 :]
-        self._signature = signature.replace(parameters=parameters)
-        self._make = key
-        if isinstance(key, str):
-            _check(key, [parameter.name for parameter in parameters], task)
-
-    def of(self, arguments: Arguments) -> str:
-        """The key of a call. What the user's code raises here, it raises."""
-        args, kwargs = arguments
-        if callable(self._make):
-            return str(self._make(*args, **kwargs))
-        bound = self._signature.bind(*args, **kwargs)
-        if self._make is None:
-            return dumps(dict(sorted(bound.arguments.items())))
-        bound.apply_defaults()
-        return self._make.format_map(bound.arguments)
-
-
-def _check(key: str, parameters: Sequence[str], task: str) -> None:
-    try:
-        fields = [field for _, field, _, _ in string.Formatter().parse(key) if field is not None]
-    except ValueError as error:
-        raise ConfigError(f"task {task!r}: idempotency_key={key!r} is no format string: {error}") from error
-    names = [field.split(".")[0].split("[")[0] for field in fields]
-    if wrong := [name for name in names if name not in parameters]:
-        known = ", ".join(parameters) or "none"
-        raise ConfigError(f"task {task!r}: idempotency_key={key!r} names {wrong[0]!r}, which is no parameter of it (they are {known})")
-    if not names:
-        raise ConfigError(f"task {task!r}: idempotency_key={key!r} names no parameter: all calls would have the same key")
-
-
-def _place(use: str, task: str, key: str) -> str:
-    """Where a key's document is; keys may be of any length, and are nobody's business."""
-    return f"{use}-{hashlib.sha256(dumps([task, key]).encode()).hexdigest()[:40]}"
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # One run a key
 
@@ -80,11 +29,11 @@ async def claim(store: Store, message: Message, key: str, *, now: float, window:
 
     The key is written also by who has it already: so whoever would take it over, having read of a run that was over, is refused.
     """
-    place = _place("key", message.task, key)
+    where = place("key", message.task, key)
     expect: Any = MISSING
     while True:
         try:
-            await store.put(KIND, place, {"task": message.id}, expect=expect, ttl=window + ttl)
+            await store.put(KIND, where, {"task": message.id}, expect=expect, ttl=window + ttl)
         except Conflict as conflict:
             found = conflict.current
             if found is None:
@@ -123,11 +72,11 @@ def _pause(message: Message) -> float:
 
 async def reserve(store: Store, task: str, key: str, id: str, *, ttl: float) -> str | None:
     """Note that the call ``id`` is about to wait; returns the id of the one that waits already, which it shall be instead."""
-    place = _place("unique", task, key)
+    where = place("unique", task, key)
     expect: Any = MISSING
     while True:
         try:
-            await store.put(KIND, place, {"task": id}, expect=expect, ttl=ttl)
+            await store.put(KIND, where, {"task": id}, expect=expect, ttl=ttl)
         except Conflict as conflict:
             found = conflict.current
             if found is None:
@@ -149,11 +98,11 @@ def _waits(document: Value) -> bool:
 
 async def release(store: Store, task: str, key: str, id: str) -> None:
     """The call ``id`` does not wait any more: its run begins, or it could not be sent."""
-    place = _place("unique", task, key)
-    found = await store.get(KIND, place)
+    where = place("unique", task, key)
+    found = await store.get(KIND, where)
     if found is None or found.value["task"] != id:
         return
     try:
-        await store.put(KIND, place, {"task": None}, expect=found.version, ttl=1.0)
+        await store.put(KIND, where, {"task": None}, expect=found.version, ttl=1.0)
     except Conflict:
         return  # it is another's now

@@ -108,6 +108,12 @@ class Message:
         return value
 
     @property
+    def turn(self) -> float | None:
+        """When a rate limit lets this attempt start."""
+        value: float | None = self.fields.get("turn")
+        return value
+
+    @property
     def deferrals(self) -> int:
         """How often this attempt was sent again without having run."""
         value: int = self.fields.get("deferrals", 0)
@@ -245,6 +251,7 @@ class Message:
             crashes=self.crashes + 1 if crashed else self.fields.get("crashes"),
             deferrals=None,
             eta=None,
+            turn=None,
         )
 
     def revived(self, *, timed: bool = False) -> Message:
@@ -259,6 +266,7 @@ class Message:
             first=self.attempt + 1,
             crashes=None,
             deferrals=None,
+            turn=None,
             unknown_since=None,
             eta=fields.get("eta") if timed else None,
             expires=fields.get("expires") if timed else None,
@@ -426,6 +434,7 @@ _KNOWN: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
     "sent": (_instant, "a Unix time in seconds"),
     "eta": (_instant, "a Unix time in seconds"),
     "expires": (_instant, "a Unix time in seconds"),
+    "turn": (_instant, "a Unix time in seconds"),
     "unknown_since": (_instant, "a Unix time in seconds"),
     "timeout": (_limit, "seconds"),
     "root": (_text, "a string"),

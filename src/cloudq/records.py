@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from cloudq import states
 from cloudq.errors import Conflict, LeaseLost
 from cloudq.message import Message
 from cloudq.outcome import Dropped, Failure, Later
 from cloudq.store import MISSING, Document, Store, Value
+
+if TYPE_CHECKING:
+    from cloudq.limits import Seat
 
 KIND: Final = "task"
 
@@ -113,7 +116,7 @@ async def is_revoked(store: Store, id: str, *, running: bool = False) -> bool:
 class Claim:
     """This process's right to run one attempt, and to write how it ended. For one event loop."""
 
-    __slots__ = ("_store", "_ttl", "_version", "id", "owner", "value")
+    __slots__ = ("_store", "_ttl", "_version", "id", "owner", "seat", "value")
 
     def __init__(self, store: Store, id: str, owner: str, value: dict[str, Any], version: str, ttl: float) -> None:
         self._store = store
@@ -122,6 +125,8 @@ class Claim:
         self.id = id
         self.owner = owner
         self.value = value
+        self.seat: Seat | None = None
+        """Its place among those that may run, where their number is limited: kept and left with the claim."""
 
     async def change(self, edit: Edit) -> None:
         """Apply ``edit`` to the document by compare-and-set, as often as others get in between; raises LeaseLost once it is not ours."""
@@ -146,6 +151,8 @@ class Claim:
             value["until"] = until
 
         await self.change(edit)
+        if self.seat is not None:
+            await self.seat.renew(until)
         return must_stop(self.value)
 
     async def report(self, state: str, meta: Any) -> None:
@@ -164,7 +171,7 @@ class Claim:
             if due is not None:
                 value["due"] = round(due, 3)
 
-        await self.change(edit)
+        await self._end(edit)
 
     async def retry(self, error: Failure, due: float | None = None) -> None:
         """Note that the next attempt is on its way, for ``due``; call it only once that is durable."""
@@ -176,7 +183,7 @@ class Claim:
             for key in ("owner", "until"):
                 value.pop(key, None)
 
-        await self.change(edit)
+        await self._end(edit)
 
     async def finish(self, state: str, *, at: float, value: Any = None, error: Failure | None = None, reason: str | None = None) -> None:
         """Write the terminal state."""
@@ -192,7 +199,14 @@ class Claim:
             if reason is not None:
                 document["reason"] = reason
 
-        await self.change(edit)
+        await self._end(edit)
+
+    async def _end(self, edit: Edit) -> None:
+        try:
+            await self.change(edit)
+        finally:
+            if self.seat is not None:
+                await self.seat.leave()
 
 
 async def claim(

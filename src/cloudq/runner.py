@@ -7,6 +7,7 @@ import contextvars
 import itertools
 import logging
 import os
+import random
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from cloudq.request import Request, current
 
 if TYPE_CHECKING:
     from cloudq.app import CloudQ
+    from cloudq.limits import Rate, Turns
     from cloudq.store import Store
     from cloudq.task import Task
 
@@ -134,6 +136,7 @@ class Runner:
         self._sealing = None if eager else app.sealing
         self._name = f"{socket.gethostname()}:{new_id()[:8]}"
         self._claims = itertools.count()
+        self._made_turns: Turns | None = None
 
     # ------------------------------------------------------------------ may it run?
 
@@ -342,6 +345,63 @@ class Runner:
         crashes = answer.value.get("crashes", 0) if job.ordered or not job.delivery.receives else 0  # else deliveries tell of them
         if crashes >= self.app.conf.crash_cap:
             job.outcome = Dead(f"crash loop: {crashes} runs ended without an outcome")
+        if job.outcome is None and job.task is not None and job.task.is_limited:
+            await self._enter_limits(job, job.task, answer, store)
+
+    async def _enter_limits(self, job: Job, task: Task[..., Any], claim: records.Claim, store: Store) -> None:
+        """Take a seat and a turn, where the task's starts are limited; over a limit it waits, with no slot and no attempt used."""
+        from cloudq import keyed, limits
+
+        message, settings = job.message, task.settings
+        assert message is not None
+        try:
+            key = "" if task.limit_key is None else await asyncio.to_thread(_limit_key, job)
+        except ArgumentsError:
+            return  # the run says so
+        except Exception as error:
+            job.outcome = Dead("its limit_key could not be made", Failure.of(error), states.FAILURE)
+            return
+        try:
+            if settings.max_running is not None:
+                seats = keyed.place("seat", task.name, key)
+                claim.seat = await limits.sit(
+                    store, seats, settings.max_running, message.id, now=self.app.clock.time(), until=job.delivery.lease_until
+                )
+                if claim.seat is None:
+                    job.outcome = Later(_pause(message), f"{settings.max_running} of it run already")
+                    return
+            if settings.rate_limit is not None:
+                job.outcome = await self._wait_for_turn(job, message, settings.rate_limit, keyed.place("turn", task.name, key), store)
+        except StoreError as error:
+            logger.warning("%s waits: the store cannot be asked about its limits: %s", job.label, error)
+            job.outcome = Later(STORE_DOWN_DELAY, "the store could not be reached")
+
+    @property
+    def _turns(self) -> Turns:
+        from cloudq import limits
+
+        if self._made_turns is None:
+            self._made_turns = limits.Turns()
+        return self._made_turns
+
+    async def _wait_for_turn(self, job: Job, message: Message, rate: Rate, place: str, store: Store) -> Later | None:
+        """A turn is given once, and travels with the message; one that is too old is none."""
+        from cloudq import limits
+
+        app, now = self.app, self.app.clock.time()
+        turn = message.turn
+        if turn is None or now - turn > max(limits.LATE, rate.interval):
+            # An ordered message is not sent again, so that it could not carry a turn along.
+            ahead = limits.PATIENCE if job.ordered else min(limits.AHEAD, max(app.broker.limits.delay, app.broker.limits.hold))
+            turn = await self._turns.take(store, place, rate, now, ahead=max(ahead, limits.PATIENCE))
+            if turn is None:
+                return Later(rate.interval if job.ordered else random.uniform(ahead / 2, ahead) or 1.0, f"over its rate limit of {rate}")
+        wait = turn - app.clock.time()
+        if wait > limits.PATIENCE:
+            return Later(wait, f"over its rate limit of {rate}", {"turn": round(turn, 6)})
+        if wait > 0:
+            await app.clock.sleep(wait)
+        return None
 
     async def _claim_key(self, job: Job, message: Message, store: Store, ttl: float) -> None:
         """Free what ``unique`` holds, and take the idempotency key. Both come of decoded arguments: user code, off this loop."""
@@ -536,6 +596,19 @@ class Runner:
 def revoked() -> Dropped:
     """The outcome of a run that ended because its task was revoked."""
     return Dropped(states.WAS_REVOKED, state=states.REVOKED)
+
+
+def _limit_key(job: Job) -> str:
+    task, message = job.task, job.message
+    assert task is not None and message is not None and task.limit_key is not None
+    args = message.args[0] if message.each and message.args else [*job.given, *message.args]
+    return task.limit_key.of(task.codec.decode(args, message.kwargs))
+
+
+def _pause(message: Message) -> float:
+    """Seconds until a message that was deferred before asks again; not all at once."""
+    longest: float = min(2.0 ** min(message.deferrals, 6), 30.0)
+    return longest * random.uniform(0.5, 1.0)
 
 
 def _needs_store(message: Message) -> bool:

@@ -35,7 +35,8 @@ from cloudq.values import ArgumentCodec, dumps
 
 if TYPE_CHECKING:
     from cloudq.app import CloudQ
-    from cloudq.idempotency import Key
+    from cloudq.keyed import Key
+    from cloudq.limits import Rate
     from cloudq.recurring import TriggerLike
     from cloudq.result import AsyncResult
     from cloudq.workflow import Group
@@ -72,6 +73,12 @@ class TaskOptions(TypedDict, total=False):
     """While a call waits, the same call again is not sent. A duration: for so long at most, instead of a day. Needs a store."""
     schedule: TriggerLike | Sequence[TriggerLike]
     """When it recurs: ``cron(…)``, ``every(…)``, their text, seconds; or several. It is called without arguments."""
+    rate_limit: str | float
+    """How often it starts, over all workers: ``"10/m"``, ``"100/5m"``, or a number a second. Needs a store."""
+    max_running: int
+    """How many of it run at once, over all workers. Needs a store."""
+    limit_key: str | Callable[..., object]
+    """For each of which these two hold: a format string over the parameters (``"{tenant}"``), or a function of the arguments."""
     acks_late: Literal[True]
     """Always so in cloudq; accepted for code that comes from Celery."""
 
@@ -89,11 +96,15 @@ class Settings(NamedTuple):
     """Seconds; there where ``idempotency_key`` is."""
     unique: float | None = None
     schedule: TriggerLike | Sequence[TriggerLike] | None = None
+    rate_limit: Rate | None = None
+    max_running: int | None = None
+    limit_key: str | Callable[..., object] | None = None
 
     @property
     def needs_store(self) -> str | None:
         """The option that cannot be kept without a store, if there is one."""
-        return "idempotency_key" if self.idempotency_key is not None else "unique" if self.unique is not None else None
+        wanting = ("idempotency_key", "unique", "rate_limit", "max_running")
+        return next((option for option in wanting if getattr(self, option) is not None), None)
 
     @classmethod
     def of(cls, name: str, options: TaskOptions) -> Settings:
@@ -107,6 +118,8 @@ class Settings(NamedTuple):
             raise ConfigError(f"task {name!r}: timeout and time_limit are the same; give one")
         if "window" in options and "idempotency_key" not in options:
             raise ConfigError(f"task {name!r}: window= belongs to idempotency_key=; give that too")
+        if "limit_key" in options and not options.keys() & {"rate_limit", "max_running"}:
+            raise ConfigError(f"task {name!r}: limit_key= belongs to rate_limit= and max_running=; give one of them too")
         unique = options.get("unique", False)
         try:
             limit = options.get("timeout", options.get("time_limit"))
@@ -120,6 +133,8 @@ class Settings(NamedTuple):
                 window=seconds(options.get("window", WINDOW), "window") if "idempotency_key" in options else None,
                 unique=None if unique is False else WAITING if unique is True else seconds(unique, "unique"),
                 schedule=options.get("schedule"),
+                limit_key=options.get("limit_key"),
+                **_limits(name, options),
             )
         except (ValueError, TypeError) as error:
             raise ConfigError(f"task {name!r}: {error}") from error
@@ -133,13 +148,35 @@ WAITING: Final = 86_400.0
 """Seconds that ``unique=True`` lasts at most, beyond the call's own delay."""
 
 
+def _limits(name: str, options: TaskOptions) -> dict[str, Any]:
+    """``rate_limit`` and ``max_running``, checked, where they are given."""
+    if not options.keys() & {"rate_limit", "max_running"}:
+        return {}
+    from cloudq import limits  # most tasks have none
+
+    found: dict[str, Any] = {}
+    if (given := options.get("rate_limit")) is not None:
+        found["rate_limit"] = limits.rate(given, name)
+    if "max_running" in options:
+        found["max_running"] = limits.seats(options["max_running"], name)
+    return found
+
+
 def _key(task: Task[..., Any]) -> Key | None:
     settings = task.settings
-    if settings.needs_store is None:
+    if settings.idempotency_key is None and settings.unique is None:
         return None
-    from cloudq.idempotency import Key  # most tasks have none
+    from cloudq.keyed import Key  # most tasks have none
 
-    return Key(task.function, settings.idempotency_key, bind=task.bind, task=task.name)
+    return Key(task.function, settings.idempotency_key, bind=task.bind, task=task.name, option="idempotency_key")
+
+
+def _limit_key(task: Task[..., Any]) -> Key | None:
+    if task.settings.limit_key is None:
+        return None
+    from cloudq.keyed import Key
+
+    return Key(task.function, task.settings.limit_key, bind=task.bind, task=task.name, option="limit_key")
 
 
 _CELERY_RETRY = (
@@ -194,6 +231,9 @@ class Task(Generic[P, R]):
         self.name_json = dumps(self.name)
         self.key = _key(self)
         """What makes calls the same, where that matters."""
+        self.limit_key = _limit_key(self)
+        """What calls have in common that count for one limit; ``None``: all."""
+        self.is_limited = settings.rate_limit is not None or settings.max_running is not None
         self.is_plain = settings.expires is None
         """Whether a call without options needs nothing in its message but the arguments."""
         self.__name__ = getattr(function, "__name__", self.name)

@@ -72,7 +72,7 @@ class World:
         return job
 
     def settle(self, job: Job) -> Outcome:
-        outcome = job.outcome or self.runner.run(job)
+        outcome = job.outcome or self.runner.run_isolated(job)
 
         async def make_durable() -> None:
             await settle(self.app, job, outcome)
@@ -237,7 +237,7 @@ def test_a_killed_claimant_frees_its_key_after_its_lease_and_one_that_lives_keep
     world.clock.advance(1.1)
     runs = deliver()
     assert runs.outcome is None
-    assert isinstance(world.runner.run(runs), Done)
+    assert isinstance(world.runner.run_isolated(runs), Done)
 
 
 def test_a_key_whose_making_fails_is_a_failure_of_the_task() -> None:

@@ -123,7 +123,7 @@ def test_calls_with_every_option_fit_the_schema_and_have_every_field_of_the_page
     written = {key for fields in seen for key in fields}
     assert written <= known
     workflows = {"next", "join", "results", "flow", "each"}
-    assert known - written - workflows == {"crashes", "enc", "sig"}, "only a process that dies, or has keys, writes them"
+    assert known - written - workflows == {"crashes", "enc", "sig", "turn"}, "only a process that dies, has keys or a rate writes them"
 
 
 def test_workflows_fit_the_schema_and_use_all_that_it_has_for_them() -> None:
