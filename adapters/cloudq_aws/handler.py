@@ -40,8 +40,8 @@ class Handler:
     or if it keeps its place in a FIFO queue; then those behind it in its group are too. All else, retries and dead letters, has been sent
     when the handler returns.
 
-    Direct invocations: ``{"task": name, "args": […], "kwargs": {…}}``, a message of the protocol, or a schedule's tick ``{"tick": name, "slot":
-    "<aws.scheduler.scheduled-time>"}``: runs it once and returns its result, or raises; retries are the invoker's.
+    Direct invocations: ``{"task": name, "args": […], "kwargs": {…}}``, a message of the protocol, or a schedule's tick ``{"tick": name,
+    "slot": "<aws.scheduler.scheduled-time>"}``: runs it once and returns its result, or raises; retries are the invoker's.
 
     Time limits of sync tasks hold on the main thread (TimeLimitExceeded is raised inside the task) and on threads (the task is given up).
     """

@@ -8,7 +8,6 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol, runtime_checkable
@@ -25,7 +24,9 @@ from cloudq_aws.errors import DENIED, Refusal, Service, mapped_to
 from cloudq_aws.sqs import entry, refusal, size_of, too_large
 from cloudq_aws.undelivered import SCHEDULED_TIME, SEND_MESSAGE
 
-__all__ = ["EventBridgeTimer", "Expression", "Translated", "adapter", "schedule_name"]
+__all__ = ["EventBridgeTimer", "Translated", "adapter", "schedule_name"]
+
+SERVICE: Final = "EventBridge Scheduler"
 
 _MINUTE = 60
 _LATE = 2.0 * _MINUTE
@@ -90,22 +91,6 @@ class SQSQueues(Broker, Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Expression:
-    """The trigger of a schedule that was read back and is none of ours, or was changed since: when it fires, AWS alone works out."""
-
-    parts: tuple[tuple[str, str], ...]
-    """Expressions with their time zones."""
-    text: str
-
-    def next_after(self, instant: float) -> float | None:
-        """Always TimerError."""
-        raise TimerError(f"when {self.text} fires next is known to EventBridge Scheduler only; ask the trigger in the code")
-
-    def __str__(self) -> str:
-        return self.text
-
-
 class EventBridgeTimer:
     """A Timer of the schedule group ``group``, which must exist, as must ``role`` and ``dead_letter``; it creates schedules only.
 
@@ -160,7 +145,7 @@ class EventBridgeTimer:
         self._clock = clock or SystemClock()
         self._client = client_for("scheduler", region, read_timeout=_ANSWER, sdk=client)
         self._service = Service(
-            name="EventBridge Scheduler",
+            name=SERVICE,
             url="eventbridge://eu-west-1/group",
             error=TimerError,
             unavailable=TimerError,
@@ -333,6 +318,8 @@ class EventBridgeTimer:
 
     async def _read(self, name: str) -> _Part | None:
         """One schedule of AWS's as it stands; ``None`` where it was deleted since it was listed."""
+        from cloudq.schedules.kept import Kept
+
         try:
             found = await self._call("GetSchedule", name, Name=name)
         except _Gone:
@@ -359,7 +346,7 @@ class EventBridgeTimer:
                 dedup=sent.get("MessageDeduplicationId"),
                 attributes={key: value["StringValue"] for key, value in sent.get("MessageAttributes", {}).items()},
             ),
-            trigger=Expression(((expression, zone),), note.get("trigger", expression)),
+            trigger=Kept(((expression, zone),), note.get("trigger", expression), SERVICE),
             paused=found.get("State") == "DISABLED",
         )
         return _Part(name, read, (expression, zone), note.get("trigger"), note.get("of", 1))
@@ -421,32 +408,23 @@ class _Part:
 def _whole(parts: Sequence[_Part]) -> Schedule:
     """The schedule that the parts make: with the trigger that our note tells of, where that is what they keep."""
     parts = sorted(parts, key=lambda part: (len(part.name), part.name))  # every-, every2- … every10-
-    from cloudq.schedules import parse
+    from cloudq.schedules.kept import read_back
 
-    expressions, first = tuple(part.expression for part in parts), parts[0]
-    text = first.said if first.of == len(parts) else None
-    trigger: Trigger | None = None
-    with suppress(ValueError, CannotExpress):  # a trigger of another kind: its text is all that is known
-        found = parse(text) if text is not None else None
-        if found is not None and tuple(_expressions(found)) == expressions:
-            trigger = found
-        else:
-            text = None
-    return replace(
-        first.schedule,
-        trigger=trigger
-        or Expression(expressions, text or ", ".join(said if zone == "UTC" else f"{said} {zone}" for said, zone in expressions)),
-        paused=all(part.schedule.paused for part in parts),
-    )
+    first = parts[0]
+    noted = first.said if first.of == len(parts) else None
+    trigger = read_back(noted, [part.expression for part in parts], SERVICE, _expressions)
+    return replace(first.schedule, trigger=trigger, paused=all(part.schedule.paused for part in parts))
 
 
 def _expressions(trigger: Trigger) -> list[tuple[str, str]]:
     """Expressions with their time zones, which together fire when the trigger does. Raises CannotExpress."""
-    if isinstance(trigger, Expression):
+    from cloudq.schedules import eventbridge
+    from cloudq.schedules.kept import Kept
+
+    if isinstance(trigger, Kept):
         return list(trigger.parts)
     if isinstance(trigger, Translated):
         return [trigger.eventbridge_expression()]
-    from cloudq.schedules import eventbridge
 
     return [(str(expression), expression.timezone) for expression in eventbridge(trigger)]
 

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from typing import Any, Final, NamedTuple, Protocol, cast, runtime_checkable
@@ -20,7 +20,9 @@ from cloudq_gcp.cloud_tasks import too_large
 from cloudq_gcp.errors import Refusal, Service, mapped_to
 from cloudq_gcp.pubsub import refusal
 
-__all__ = ["CloudScheduler", "Expression", "Translated", "job_id", "note"]
+__all__ = ["CloudScheduler", "Translated", "job_id", "note"]
+
+SERVICE: Final = "Cloud Scheduler"
 
 # Google Cloud, Cloud Scheduler reference, Job and RetryConfig: 1 MB a job (of which its names may take some), descriptions of up to 500
 # characters, 5 retries at most and none by default. ListJobs: 500 a page.
@@ -50,22 +52,6 @@ class Translated(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Expression:
-    """The trigger of a schedule that was read back and is of another kind, or was changed since: when it fires, Google alone works out."""
-
-    parts: tuple[tuple[str, str], ...]
-    """Expressions with their time zones."""
-    text: str
-
-    def next_after(self, instant: float) -> float | None:
-        """Always TimerError."""
-        raise TimerError(f"when {self.text} fires next is known to Cloud Scheduler only; ask the trigger in the code")
-
-    def __str__(self) -> str:
-        return self.text
-
-
 class CloudScheduler:
     """The jobs of ``app`` in ``location`` (``projects/P/locations/L``): those whose description is our note (``note``), and no others.
 
@@ -77,7 +63,7 @@ class CloudScheduler:
         self._app = app
         self._client = Client(_CLOUD_SCHEDULER, emulator="CLOUD_SCHEDULER_EMULATOR_HOST")
         self._service = Service(
-            name="Cloud Scheduler",
+            name=SERVICE,
             emulator="CLOUD_SCHEDULER_EMULATOR_HOST",
             error=TimerError,
             unavailable=TimerError,
@@ -192,6 +178,8 @@ class CloudScheduler:
 
     def _part(self, job: Any) -> _Part | None:
         """The schedule that a job is, or is part of; ``None`` for one of others."""
+        from cloudq.schedules.kept import Kept
+
         try:
             said = json.loads(job.description)
         except ValueError:
@@ -208,7 +196,7 @@ class CloudScheduler:
             name=name,
             queue=str(known.get("queue", target.topic_name)),
             message=Outgoing(body=target.data.decode("utf-8", "surrogateescape"), attributes=dict(target.attributes)),
-            trigger=Expression((expression,), str(known.get("trigger", job.schedule))),
+            trigger=Kept((expression,), str(known.get("trigger", job.schedule)), SERVICE),
             paused=_paused(job),
         )
         return _Part(number, schedule, expression, of)
@@ -250,32 +238,24 @@ class _Part(NamedTuple):
 
 def _whole(parts: Sequence[_Part]) -> Schedule:
     """The schedule that the parts make: with the trigger that our note tells of, where that is what they keep."""
-    from cloudq.schedules import parse
+    from cloudq.schedules.kept import read_back
 
     parts = sorted(parts, key=lambda part: part.number)
-    expressions, first = tuple(part.expression for part in parts), parts[0].schedule
-    text = str(first.trigger) if parts[0].of == len(parts) else None
-    trigger: Trigger | None = None
-    with suppress(ValueError, CannotExpress):  # a trigger of another kind: its text is all that is known
-        found = parse(text) if text is not None else None
-        if found is not None and tuple(_expressions(found)) == expressions:
-            trigger = found
-        else:
-            text = None
-    return replace(
-        first,
-        trigger=trigger or Expression(expressions, text or ", ".join(f"{fields} {zone}" for fields, zone in expressions)),
-        paused=all(part.schedule.paused for part in parts),
-    )
+    first = parts[0]
+    noted = str(first.schedule.trigger) if first.of == len(parts) else None
+    trigger = read_back(noted, [part.expression for part in parts], SERVICE, _expressions)
+    return replace(first.schedule, trigger=trigger, paused=all(part.schedule.paused for part in parts))
 
 
 def _expressions(trigger: Trigger) -> list[tuple[str, str]]:
     """Expressions with their time zones, which together fire when the trigger does. Raises CannotExpress."""
-    if isinstance(trigger, Expression):
+    from cloudq.schedules import cloud_scheduler
+    from cloudq.schedules.kept import Kept
+
+    if isinstance(trigger, Kept):
         return list(trigger.parts)
     if isinstance(trigger, Translated):
         return [trigger.cloud_scheduler_expression()]
-    from cloudq.schedules import cloud_scheduler
 
     return [(str(expression), expression.timezone) for expression in cloud_scheduler(trigger)]
 
