@@ -90,6 +90,9 @@ def echo(value: Any) -> Any:
     return value
 
 
+app.schedule("echoed", echo.s({"b": 2}), "0 0 * * *", catch_up="all")
+
+
 @app.task
 def fail() -> None:
     """Fail."""

@@ -182,6 +182,9 @@ def test_a_direct_invocation_returns_the_result_or_the_error(stage: Stage) -> No
         names = ["botocore", "aiobotocore", "aiohttp", "pydantic", "boto3"]
         assert environment.invoke({"task": "tests.integration.lambda_tasks.modules", "args": [names]}) == ["botocore"]
         assert environment.invoke({"task": "tests.integration.lambda_tasks.echo", "args": [{"a": [1]}]}) == {"a": [1]}
+        assert environment.invoke({"tick": "echoed", "slot": "2026-01-15T00:00:00Z"}) == {"b": 2}  # a schedule whose target is the function
+        with pytest.raises(FunctionError, match="no schedule 'gone'"):
+            environment.invoke({"tick": "gone", "slot": 0})
         with pytest.raises(FunctionError) as failed:
             environment.invoke({"task": "tests.integration.lambda_tasks.fail"})
         assert failed.value.detail["errorType"] == "TaskFailed"
