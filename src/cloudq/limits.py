@@ -22,7 +22,7 @@ LATE: Final = 5.0
 """Seconds after which a turn that was not taken is lost, or the time between two turns where that is longer: after an outage all that wait
 would start at once."""
 AHEAD: Final = 900.0
-"""Seconds that turns are given out ahead at most, beyond which a message asks again: once purged, a queue must not have used them up for days."""
+"""Seconds that turns are given out ahead at most; what is beyond asks again. A purged queue must not leave a limit used up for days."""
 BLOCK: Final = 0.25
 """Seconds of turns that a process takes at once at most, where it needs many; what it does not use is lost."""
 PATIENCE: Final = 0.25
@@ -181,7 +181,9 @@ class Seat:
     async def leave(self) -> None:
         """Let another have it. Never raises: else it is free once its time is over."""
         try:
-            await self.renew(0.0)
+            await self.store.put(KIND, self.key, {"task": self.id, "until": 0.0}, expect=self.version, ttl=SEAT_KEPT)
+        except Conflict:
+            return  # another has it by now, or the task's next attempt, which was faster
         except StoreError as error:
             logger.warning("a seat of task %s could not be left, it is free when its lease ends: %s", self.id, error)
 

@@ -320,6 +320,7 @@ class Runner:
         if message.join is not None:
             ttl = max(ttl, records.JOINED)
         keyed = job.task is not None and job.task.key is not None
+        key: str | None = None
         if keyed and job.task is not None:
             ttl = max(ttl, job.task.settings.window or 0.0)  # its duplicates want the result
         try:
@@ -335,7 +336,7 @@ class Runner:
             return
         job.claim = answer
         if keyed:
-            await self._claim_key(job, message, store, ttl)
+            key = await self._claim_key(job, message, store, ttl)
             if job.outcome is not None:
                 return
         if message.flow is not None or message.results is not None:
@@ -347,6 +348,8 @@ class Runner:
             job.outcome = Dead(f"crash loop: {crashes} runs ended without an outcome")
         if job.outcome is None and job.task is not None and job.task.is_limited:
             await self._enter_limits(job, job.task, answer, store)
+        if key is not None and not isinstance(job.outcome, Later):  # what a limit sends away waits still
+            await self._free_unique(job, message, key, store)
 
     async def _enter_limits(self, job: Job, task: Task[..., Any], claim: records.Claim, store: Store) -> None:
         """Take a seat and a turn, where the task's starts are limited; over a limit it waits, with no slot and no attempt used."""
@@ -390,7 +393,9 @@ class Runner:
 
         app, now = self.app, self.app.clock.time()
         turn = message.turn
-        if turn is None or now - turn > max(limits.LATE, rate.interval):
+        # Each time that it comes too late it may come twice as late: else busy workers would only ever hand out turns.
+        late = max(limits.LATE, rate.interval) * 2.0 ** min(max(message.deferrals - 1, 0), 10)
+        if turn is None or now - turn > late:
             # An ordered message is not sent again, so that it could not carry a turn along.
             ahead = limits.PATIENCE if job.ordered else min(limits.AHEAD, max(app.broker.limits.delay, app.broker.limits.hold))
             turn = await self._turns.take(store, place, rate, now, ahead=max(ahead, limits.PATIENCE))
@@ -403,27 +408,37 @@ class Runner:
             await app.clock.sleep(wait)
         return None
 
-    async def _claim_key(self, job: Job, message: Message, store: Store, ttl: float) -> None:
-        """Free what ``unique`` holds, and take the idempotency key. Both come of decoded arguments: user code, off this loop."""
+    async def _claim_key(self, job: Job, message: Message, store: Store, ttl: float) -> str | None:
+        """Take the idempotency key, and return it. It comes of decoded arguments: user code, off this loop."""
         from cloudq import idempotency
 
         assert job.task is not None
-        settings = job.task.settings
         try:
             text = await asyncio.to_thread(_key, job)
         except ArgumentsError:
-            return  # the run says so
+            return None  # the run says so
         except Exception as error:
             job.outcome = Dead("its idempotency_key could not be made", Failure.of(error), states.FAILURE)
-            return
-        now, window = self.app.clock.time(), settings.window
+            return None
+        now, window = self.app.clock.time(), job.task.settings.window
         try:
-            if settings.unique is not None:
-                await idempotency.release(store, message.task, text, message.id)
             if window is not None:
                 job.outcome = await idempotency.claim(store, message, text, now=now, window=window, ttl=ttl)
         except StoreError as error:
             logger.warning("%s waits: the store cannot be asked about its idempotency key: %s", job.label, error)
+            job.outcome = Later(STORE_DOWN_DELAY, "the store could not be reached")
+        return text
+
+    async def _free_unique(self, job: Job, message: Message, key: str, store: Store) -> None:
+        """Its run begins, or it needs none: the same call may be sent again."""
+        from cloudq import idempotency
+
+        if job.task is None or job.task.settings.unique is None:
+            return
+        try:
+            await idempotency.release(store, message.task, key, message.id)
+        except StoreError as error:
+            logger.warning("%s waits: the store cannot be asked about its unique call: %s", job.label, error)
             job.outcome = Later(STORE_DOWN_DELAY, "the store could not be reached")
 
     async def renew(self, job: Job, until: float) -> None:

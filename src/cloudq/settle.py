@@ -150,7 +150,8 @@ async def _later(app: CloudQ, job: Job, outcome: Later) -> Verdict:
     if job.claim is not None:
         await job.claim.release(app.clock.time() + outcome.delay)
     hold = app.broker.limits.hold
-    if job.ordered or (hold and (outcome.delay <= hold or app.timer is None)):  # sent again it would be back at once
+    held = job.claim is None and hold and (outcome.delay <= hold or app.timer is None)
+    if job.ordered or held:  # sent again it would be back at once; what could be claimed comes back with an eta, and its host then holds it
         return await _hold(app, job, outcome.delay)
     message = job.message or Message(job.fields or {})
     if job.as_is and _is_sealed(message.fields):  # its key could not be had: no byte of it may change

@@ -284,11 +284,13 @@ def test_of_many_that_would_take_over_a_dead_claimants_key_one_does() -> None:
         clock.advance(LEASE + 1)  # it dies
 
 
-def test_sixteen_workers_that_hammer_one_key_run_it_once(tmp_path: Path) -> None:
-    broker, runs, lock = MemoryBroker(), Counter[str](), threading.Lock()
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_sixteen_workers_that_hammer_one_key_run_it_once(kind: str, tmp_path: Path) -> None:
+    broker, memory, runs, lock = MemoryBroker(), MemoryStore(), Counter[str](), threading.Lock()
     apps: list[CloudQ] = []
     for number in range(16):
-        app = CloudQ(f"shop-{number}", broker=broker, store=SQLiteStore(tmp_path / "store.db", timeout=30))
+        store = memory if kind == "memory" else SQLiteStore(tmp_path / "store.db", timeout=30)
+        app = CloudQ(f"shop-{number}", broker=broker, store=store)
 
         @app.task(name="t", idempotency_key="{key}")
         def t(key: str) -> int:
