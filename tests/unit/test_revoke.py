@@ -275,6 +275,7 @@ class Job:
         self.revoked = False
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # within a run it may hit a callback of the collector
 def test_whenever_the_end_is_asked_for_it_hits_the_run_or_nothing() -> None:
     """The thread's own code between runs would die of it, and be seen."""
     rounds = 3_000
