@@ -199,9 +199,7 @@ class CloudQ:
         try:
             return self.schedules[name]
         except KeyError:
-            raise UnknownSchedule(
-                f"the app {self.name!r} declares no schedule {name[:100]!r}; is its module imported, or in include=?"
-            ) from None
+            raise UnknownSchedule(f"the app {self.name!r} declares no schedule {name[:100]!r}; {_hint(name, self.schedules)}") from None
 
     def _schedule_entry(self, name: str, entry: Mapping[str, Any]) -> None:
         from cloudq import recurring
@@ -236,7 +234,7 @@ class CloudQ:
         try:
             return self.tasks[name]
         except KeyError:
-            raise UnknownTask(f"the app {self.name!r} has no task {name!r}; is its module imported, or in include=?") from None
+            raise UnknownTask(f"the app {self.name!r} has no task {name!r}; {_hint(name, self.tasks)}") from None
 
     def declare_queue(self, queue: str | Queue) -> Queue:
         """Make a queue known to the app (and create it where the broker is local); returns it with its dead-letter queue filled in."""
@@ -381,9 +379,15 @@ class CloudQ:
     async def _close_seams(self) -> None:
         if self._sender is not None:
             await self._sender.drain()
+        failed: Exception | None = None
         for seam in (self._timer, self._store, self._broker, self.sealing):
-            if seam is not None:
-                await seam.close()
+            try:
+                if seam is not None:
+                    await seam.close()
+            except Exception as error:  # the others are closed all the same
+                failed = error
+        if failed is not None:
+            raise failed
 
     def _context(self, broker: Broker | None = None) -> adapters.AdapterContext:
         return adapters.AdapterContext(app=self.name, clock=self.clock, broker=broker)
@@ -767,6 +771,12 @@ def _called(prepared: Prepared, task: Task[..., Any]) -> tuple[str, str, str]:
 
 def _message(prepared: Prepared) -> Message:
     return prepared.message or decode(parse(prepared.outgoing.body))
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    """What may have been meant."""
+    near = [each for each in known if each.rpartition(".")[2] == name.rpartition(".")[2]]
+    return f"did you mean {near[0]!r}?" if near else "is its module imported, or in include=?"
 
 
 def _same_function(one: Callable[..., Any], other: Callable[..., Any]) -> bool:

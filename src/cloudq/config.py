@@ -69,7 +69,11 @@ class Config:
         """Build from keywords; raises ConfigError for an unknown name."""
         known = [entry.name for entry in fields(cls)]
         if unknown := sorted(settings.keys() - set(known)):
-            raise ConfigError(f"CloudQ has no setting {', '.join(unknown)}; it takes {', '.join(known)}")
+            from difflib import get_close_matches
+
+            near = get_close_matches(unknown[0], [*_SEAMS, *known], n=1)
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            raise ConfigError(f"CloudQ has no setting {', '.join(unknown)}{meant}; it takes {', '.join([*_SEAMS, *known])}")
         return cls(**settings)
 
     def route(self, task: str) -> str | None:
@@ -99,4 +103,17 @@ def _queue(target: str | Mapping[str, str]) -> str:
     return target if isinstance(target, str) else target["queue"]
 
 
+_SEAMS: Final = (
+    "broker",
+    "store",
+    "timer",
+    "queues",
+    "include",
+    "middleware",
+    "beat_schedule",
+    "clock",
+    "signing",
+    "encryption",
+    "accept_unsigned",
+)
 _DURATIONS: Final = frozenset({"timeout", "result_expires", "send_timeout", "unknown_task_grace"})

@@ -16,9 +16,16 @@ CHATTY: Final = ("aiobotocore", "botocore", "boto3", "urllib3", "google", "grpc"
 
 
 def facts(record: logging.LogRecord) -> Mapping[str, Any]:
-    """What cloudq says of a task beside the text: task, task_id, queue, attempt, outcome, duration (seconds); else empty."""
+    """What cloudq says of a task beside the text: task, task_id, queue, attempt, outcome, duration (seconds), exc (the traceback's text,
+    where it failed); else empty."""
     found = getattr(record, "cloudq", None)
     return cast("Mapping[str, Any]", found) if isinstance(found, Mapping) else {}
+
+
+def last_words(record: logging.LogRecord) -> str:
+    """The traceback of a task that failed for good, for people: a retry's is told by its last line only."""
+    known = facts(record)
+    return str(known.get("exc", "")).rstrip() if known.get("outcome") == "dead" else ""
 
 
 class JSONFormatter(logging.Formatter):
@@ -49,6 +56,10 @@ class PlainFormatter(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        traceback = last_words(record)
+        return f"{super().format(record)}\n{traceback}" if traceback else super().format(record)
 
 
 def configure(format: Format = "plain", level: str | int = "INFO") -> None:

@@ -41,6 +41,9 @@ PAUSES: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 """Seconds between repeats of a failed entry; the last one goes on."""
 
 
+TRYING: Final = 0.9
+"""Of the time that a call waits, in which failed entries are repeated: so that it hears why."""
+
 SLICE: Final = 1000
 """Entries of ``send_many`` that are handed to the I/O loop at a time: it sends them while the next are made."""
 
@@ -267,7 +270,7 @@ class Sender:
 
         if not entries:
             done()
-        give_up = time.monotonic() + self.patience
+        give_up = time.monotonic() + TRYING * self.patience
         for first in range(0, len(entries), SLICE):
             some = enumerate(entries[first : first + SLICE], first)
             self._post([Parcel(each.queue, each.outgoing, each.id, tell, give_up, i) for i, each in some])

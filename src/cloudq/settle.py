@@ -65,6 +65,8 @@ def announce(job: Job, outcome: Outcome, took: float) -> None:
         "outcome": type(outcome).__name__.lower(),
         "duration": round(took, 4),
     }
+    if isinstance(outcome, (Again, Dead)) and outcome.error is not None and outcome.error.traceback:
+        facts["exc"] = outcome.error.traceback
     task_logger.log(level, "%s %s (%.3f s)", job.label, said, took, extra={"cloudq": facts})
 
 

@@ -196,6 +196,8 @@ def _retry(options: TaskOptions) -> Retry | None:
     if "retry" in options:
         if celery:
             raise ValueError(f"give retry=Retry(…) or {', '.join(celery)}, not both")
+        if not isinstance(cast("object", options["retry"]), Retry):
+            raise TypeError(f"retry takes a Retry, not {options['retry']!r}; write retry=Retry(max_retries=3), or Celery's max_retries=3")
         return options["retry"]
     if not celery:
         return None

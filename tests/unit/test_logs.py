@@ -69,3 +69,11 @@ def test_configuring_replaces_handlers_and_quiets_the_chatty(monkeypatch: pytest
         for name in logs.CHATTY:
             logging.getLogger(name).setLevel(logging.NOTSET)
         root.setLevel(level)
+
+
+def test_the_traceback_of_what_failed_for_good_is_in_the_log_of_people_and_of_machines() -> None:
+    dead = _record("add[1] dead", cloudq={"outcome": "dead", "exc": "Traceback …\nValueError: no\n"})
+    again = _record("add[1] again", cloudq={"outcome": "again", "exc": "Traceback …\nValueError: no\n"})
+    assert str(_line(dead)["exc"]) == str(_line(again)["exc"]) == "Traceback …\nValueError: no\n"
+    assert logs.PlainFormatter().format(dead).endswith("add[1] dead\nTraceback …\nValueError: no")
+    assert logs.PlainFormatter().format(again).endswith("add[1] again")

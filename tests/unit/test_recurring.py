@@ -294,3 +294,30 @@ def test_the_memory_timer_fires_in_the_worker_of_its_process() -> None:
     finally:
         worker.stop()
         worker.join(10)
+
+
+def test_dev_fires_schedules_where_no_timer_does() -> None:
+    from cloudq.broker import Limits
+    from cloudq.worker import Worker, WorkerOptions
+
+    class Elsewhere(MemoryBroker):
+        """As a broker in the cloud, without a timer of its own."""
+
+    broker = Elsewhere(
+        limits=Limits(
+            batch=10, batch_bytes=100_000, body=100_000, receive=10, wait=0.2, delay=900.0, lease=30.0, extend=60.0, max_lease=60.0
+        )
+    )
+    app = CloudQ("fires", broker=broker, store=MemoryStore())
+
+    @app.task(schedule=every(1), name="beat")
+    def beat() -> None: ...
+
+    slot = int(app.clock.time()) + 3
+    worker = Worker(app, WorkerOptions(concurrency=1, wait=0.2, schedules=True))
+    worker.start()
+    try:
+        app.result(f"beat@{slot}").get(timeout=10)
+    finally:
+        worker.stop()
+        worker.join(10)

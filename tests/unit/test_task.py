@@ -187,3 +187,9 @@ def test_signatures_and_calls_are_values() -> None:
     call = sub.options(queue="a")
     assert call.options(delay=1).s(1, 2).options == {"queue": "a", "delay": 1}
     assert call.s(1, 2).options == {"queue": "a"}
+
+
+@pytest.mark.parametrize("wrong", [3, True, "3", None])
+def test_a_retry_that_is_none_is_refused_where_it_is_written(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=r"write retry=Retry\(max_retries=3\)"):
+        CloudQ("x", broker="memory://").task(retry=wrong)(print)

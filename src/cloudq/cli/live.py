@@ -16,7 +16,7 @@ from rich.text import Text
 from cloudq import __version__
 from cloudq.app import CloudQ
 from cloudq.cli.output import card, public_url, short, span
-from cloudq.logs import facts
+from cloudq.logs import facts, last_words
 
 _MARKS: Final[Mapping[str, tuple[str, str]]] = {
     "done": ("✓", "green"),
@@ -54,6 +54,8 @@ class LiveHandler(logging.Handler):
             self._console.print(line, soft_wrap=True)
             if detail is not None:
                 self._console.print(Padding(detail, (0, 0, 0, _INDENT)))
+            if traceback := last_words(record):
+                self._console.print(Padding(Text(traceback, "dim"), (0, 0, 0, _INDENT)))
         except Exception:
             self.handleError(record)
 

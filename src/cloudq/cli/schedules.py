@@ -59,7 +59,8 @@ def list_schedules(context: typer.Context, as_json: AsJSON = False) -> None:
         return
     shown = table("schedule", "when", "next", "task", "queue", "state")
     for change, schedule in rows:
-        state = Text("paused", "yellow") if schedule.paused else _STATES[None if timer is None else change.step]
+        idle = Text("nothing fires it", "yellow") if timer is None and not app.broker.limits.local else None
+        state = Text("paused", "yellow") if schedule.paused else idle or _STATES[None if timer is None else change.step]
         called = app.schedules.get(schedule.name)
         following = None if schedule.paused else _next(schedule.trigger, now)
         shown.add_row(
@@ -70,7 +71,7 @@ def list_schedules(context: typer.Context, as_json: AsJSON = False) -> None:
     if timer is not None and any(change.step is not Step.KEEP for change, _ in rows):
         say("cloudq schedule sync brings the scheduler to the code (--dry-run shows how)", "dim")
     if timer is None and not app.broker.limits.local:
-        say("nothing fires them: set CLOUDQ_TIMER, and run `cloudq schedule sync`", "yellow")
+        say("`cloudq dev` fires them while it runs; in the cloud: set CLOUDQ_TIMER, and run `cloudq schedule sync`", "yellow")
 
 
 @commands.command("next")
@@ -97,7 +98,7 @@ def next_fires(
     if not fires:
         say("none of them fires any more" if meant else "no schedules are declared", "dim")
         return
-    shown = table("at", "there", "in", "schedule")
+    shown = table("at", "in its zone", "in", "schedule")
     for fire, each in fires[:count]:
         zone: tzinfo = each.trigger.zone if isinstance(each.trigger, Cron) else UTC
         shown.add_row(

@@ -144,7 +144,9 @@ def dev(
     if lie is not None and sqs_port is None:
         raise typer.BadParameter("it is the SQS of --sqs-port that lies", param_hint="--lie")
     served = None if sqs_port is None else f"sqs://127.0.0.1:{sqs_port}/" + ("" if lie is None else f"?lie={lie}")
-    options = WorkerOptions(queues=weights(queues or []), concurrency=concurrency, grace=grace, wait=2.0)  # so that a reload is quick
+    options = WorkerOptions(  # a short wait, so that a reload is quick
+        queues=weights(queues or []), concurrency=concurrency, grace=grace, wait=2.0, schedules=True
+    )
     _work(state_of(context), "dev", options, log_format, log_level, [*(reload_dir or [Path()])] if reload_ else None, served)
 
 

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cloudq import events, pauses, signals
 from cloudq.app import CloudQ
 from cloudq.broker import Broker, Delivery, SettleError
 from cloudq.coalesce import Coalescer
-from cloudq.errors import BrokerError, ConfigError, LeaseLost, QueueNotFound, StoreError
+from cloudq.errors import BrokerError, CloudQError, ConfigError, LeaseLost, QueueNotFound, StoreError
 from cloudq.io import drive
 from cloudq.outcome import Again, Dead, Done, Later, Outcome
 from cloudq.runner import Job, Runner, revoked
@@ -36,6 +36,9 @@ from cloudq.worker.progress import keep_progress
 from cloudq.worker.reporting import Reporter, describe_app, describe_runs
 from cloudq.worker.slots import Slots
 from cloudq.worker.threads import LoopExecutor, ThreadExecutor
+
+if TYPE_CHECKING:
+    from cloudq.recurring import Recurring
 
 logger = logging.getLogger("cloudq.worker")
 
@@ -85,6 +88,8 @@ class WorkerOptions:
     """End after the first received batch has been settled."""
     wait: float = 20.0
     """The longest a receive waits for a first message."""
+    schedules: bool = False
+    """Fire the app's schedules from here where no timer does (``cloudq dev``); one worker is enough."""
     health_file: Path | None = None
     """Touched every few seconds while all is well; a probe compares its age."""
 
@@ -108,6 +113,7 @@ class Worker:
         self._size = self.options.processes or self.options.concurrency
         self._local = app.broker.limits.local
         self._paused: frozenset[str] = frozenset()
+        self._store_away = False
         self._reporter: Reporter | None = None
         self._begun_at = 0.0
         self._events = app.events
@@ -217,11 +223,11 @@ class Worker:
             await self._look_at_pauses(self.app.store)
         if self._children is not None:
             await self._children.start()
-        await self._begin_schedules()
+        firing = await self._begin_schedules()
         await asyncio.to_thread(signals.worker_ready.send, "worker", worker=self)  # receivers are user code
         # from here to the wait for the end nothing suspends: a poller that outran it would bounce messages
         receiving = [self._begin(poller.run()) for poller in self._pollers.values()]
-        keeping = [self._begin(self._keep_leases()), self._begin(self._watch())]
+        keeping = [self._begin(self._keep_leases()), self._begin(self._watch()), *firing]
         if self.app.store is not None:
             self._begun_at, self._reporter = round(self.app.clock.time(), 3), Reporter(self.app.store, self._describe)
             keeping += [self._begin(self._keep_pauses(self.app.store)), self._begin(self._reporter.run())]
@@ -275,16 +281,27 @@ class Worker:
                 f"the broker has no queue {', '.join(map(repr, missing))}; create it (cloudq never does at run time), or name other queues"
             )
 
-    async def _begin_schedules(self) -> None:
-        """Have the schedules fire that a timer in this process keeps; the others' are in the cloud."""
+    async def _begin_schedules(self) -> list[asyncio.Task[Any]]:
+        """Have the schedules fire that a timer in this process keeps, or that nobody else does; the others' are in the cloud."""
         declared, timer = self.app.schedules.values(), self.app.timer if self.app.schedules else None
-        if declared and timer is None:
-            logger.warning(
-                "%d schedules are declared, and nothing fires them: set CLOUDQ_TIMER, and run `cloudq schedule sync`", len(declared)
-            )
         if timer is not None and timer.limits.local:
             for each in declared:
                 await timer.put_schedule(each.schedule(self.app))
+        elif timer is None and self.options.schedules:
+            return [self._begin(self._fire(each)) for each in declared]
+        elif timer is None and declared:
+            logger.warning("nothing fires the schedules (%d): set CLOUDQ_TIMER, and run `cloudq schedule sync`", len(declared))
+        return []
+
+    async def _fire(self, recurring: Recurring) -> None:
+        """Send a schedule's ticks at their time."""
+        app = self.app
+        while (slot := recurring.trigger.next_after(app.clock.time())) is not None:
+            await app.clock.sleep(slot - app.clock.time())
+            try:
+                await app.sender.asend(recurring.queue(app), recurring.tick(app, int(slot)), recurring.id(int(slot)))
+            except (CloudQError, TimeoutError) as error:
+                logger.error("schedule %r could not be fired: %s", recurring.name, error)
 
     def _executors(self) -> list[Executor]:
         return [self._threads, self._tasks, *([self._children] if self._children is not None else [])]
@@ -612,11 +629,14 @@ class Worker:
         try:
             now = frozenset(await pauses.paused(store)).intersection(self._pollers)
         except StoreError as error:
-            logger.warning("which queues are paused could not be read, trying again: %s", error)
+            if not self._store_away:
+                logger.warning("which queues are paused could not be read; trying again until the store answers: %s", error)
+            self._store_away = True
             return
         except Exception:
             logger.exception("which queues are paused could not be read, for an unforeseen reason")
             return
+        self._store_away = False
         for queue in now - self._paused:
             logger.info("queue %r is paused", queue)
             self._pollers[queue].pause()
@@ -659,7 +679,8 @@ class Worker:
 
     async def _wind_down(self, receiving: Sequence[asyncio.Task[Any]]) -> None:
         """Give back what has not started, let finish what runs, give back the rest; receives still out give back what they bring."""
-        logger.info("stopping (%s): %d in flight", self.reason.value, len(self._flights))
+        out = "" if self._local else f"; a receive that is out may take up to {self.options.wait:g} s more"
+        logger.info("stopping (%s): %d in flight%s", self.reason.value, len(self._flights), out)
         for poller in self._pollers.values():
             poller.stop()
         if self._reporter is not None:
