@@ -349,6 +349,10 @@ class CloudQ:
                 self.required_store(f"{option}= of the task {task.name!r}")
         for each in self.schedules.values():
             each.steps(self)
+            if each.task not in self.tasks:
+                logger.warning(
+                    "schedule %r calls %r, which this process has no task of; %s", each.name, each.task, _hint(each.task, self.tasks)
+                )
 
     def use_store(self, call: Callable[[Store], Coroutine[Any, Any, T]], *, why: str = "a result") -> T:
         """Run ``call(store)`` where the store belongs and wait; from any thread but the I/O thread."""
