@@ -189,7 +189,7 @@ def test_every_command_option_and_make_target_that_the_pages_name_exists() -> No
                 words = words[2:]
             while words and hasattr(command, "commands"):
                 name = words.pop(0)
-                if name.isupper() or name in {"…", "deploy"}:  # a placeholder, or to come and said to be
+                if name.isupper() or name == "…":  # a placeholder
                     break
                 assert name in command.commands, f"{page.name}: cloudq {line}"
                 command = command.commands[name]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cloudq import logs
-from cloudq.cli import calling, following, graphs, inspecting, letters, queues, schedules, tasks, work
+from cloudq.cli import calling, deploying, following, graphs, inspecting, letters, queues, schedules, tasks, work
 from cloudq.cli.exits import code_of
 from cloudq.cli.output import fail, out
 from cloudq.cli.state import State
@@ -64,6 +64,9 @@ cli.command(cls=calling.Call)(calling.call)
 cli.command()(calling.result)
 cli.command()(graphs.graph)
 cli.command()(following.events)
+cli.command()(deploying.plan)
+cli.command()(deploying.iam)
+cli.command()(deploying.deploy)
 cli.add_typer(queues.commands, name="queue")
 cli.add_typer(letters.commands, name="dlq")
 cli.add_typer(schedules.commands, name="schedule")

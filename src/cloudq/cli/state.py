@@ -79,19 +79,22 @@ def run_on(app: CloudQ, call: Coroutine[Any, Any, T]) -> T:
     return app.io.run(call)
 
 
+def pyproject(folder: Path) -> Path | None:
+    """The nearest pyproject.toml, upwards."""
+    return next((path for parent in (folder, *folder.parents) if (path := parent / "pyproject.toml").is_file()), None)
+
+
 def _from_pyproject(folder: Path) -> str | None:
     """The app that the nearest pyproject.toml names; its folder is then importable, too."""
-    for parent in (folder, *folder.parents):
-        path = parent / "pyproject.toml"
-        if not path.is_file():
-            continue
-        try:
-            app: object = tomllib.loads(path.read_text("utf-8")).get("tool", {}).get("cloudq", {}).get("app")
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} cannot be read: {error}") from error
-        if app is not None and not isinstance(app, str):
-            raise ConfigError(f'{path}: app under [tool.cloudq] must be text like "shop.tasks:app"')
-        if app and os.fspath(parent) not in sys.path:
-            sys.path.insert(0, os.fspath(parent))
-        return app
-    return None
+    path = pyproject(folder)
+    if path is None:
+        return None
+    try:
+        app: object = tomllib.loads(path.read_text("utf-8")).get("tool", {}).get("cloudq", {}).get("app")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if app is not None and not isinstance(app, str):
+        raise ConfigError(f'{path}: app under [tool.cloudq] must be text like "shop.tasks:app"')
+    if app and os.fspath(path.parent) not in sys.path:
+        sys.path.insert(0, os.fspath(path.parent))
+    return app

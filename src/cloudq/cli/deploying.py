@@ -1,0 +1,240 @@
+"""``cloudq plan``, ``iam`` and ``deploy``: what an app needs of a platform, with everything that is wrong with it, and its files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from cloudq.cli.exits import FAILED, USAGE
+from cloudq.cli.output import card, emit, err, out, put, say, table
+from cloudq.cli.state import State, pyproject, state_of
+from cloudq.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cloudq.deploy.plan import Plan
+    from cloudq.deploy.problems import Problem
+    from cloudq.deploy.settings import Settings
+
+AsJSON = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+Target = Annotated[
+    str | None,
+    typer.Argument(metavar="TARGET", help="aws-sam, aws-terraform, gcp-terraform, kubernetes or compose; else what the settings say."),
+]
+Stage = Annotated[str, typer.Option("--stage", help="The stage, one of \\[tool.cloudq.stages].")]
+
+
+def plan(context: typer.Context, target: Target = None, stage: Stage = "dev", as_json: AsJSON = False) -> None:
+    """Show what is to be there for the app: queues, what runs them, schedules, alarms, roles. Writes nothing, and asks no cloud.
+
+    It is made of the code and of \\[tool.cloudq] in pyproject.toml, and held against the target's limits. Where something is wrong, all of
+    it is shown, each with its fix, and the exit code is 2.
+
+    [dim]cloudq plan aws-sam --stage prod[/]
+    """
+    made, _, problems = planned(state_of(context), target, stage)
+    errors = [each for each in problems if each.level == "error"]
+    if as_json:
+        emit({"plan": None if made is None else made.document(), "problems": [_document(each) for each in problems]})
+    else:
+        if made is not None:
+            _show(made)
+        show_problems(problems)
+    if errors:
+        raise typer.Exit(USAGE)
+
+
+def iam(
+    context: typer.Context,
+    role: Annotated[str | None, typer.Argument(help="Only this role: producer, operator, scheduler, or what runs a queue.")] = None,
+    stage: Stage = "dev",
+    account: Annotated[str, typer.Option("--account", metavar="ID", help="The AWS account's 12 digits.")] = "ACCOUNT",
+    region: Annotated[str | None, typer.Option("--region", help="The region, if the settings name none.")] = None,
+) -> None:
+    """Print the IAM policy of each role of the plan: what its host does, on this app's queues, table and schedules, and nothing else.
+
+    What cloudq deploys has these roles anyway. Print them for what it does not deploy: [bold]producer[/] for a web application that calls
+    tasks, [bold]operator[/] for a person at the command line.
+
+    [dim]cloudq iam producer --stage prod --account 123456789012[/]
+    """
+    from cloudq.deploy import aws_iam
+    from cloudq.deploy.problems import Problem, Refused, nearest
+
+    if account != "ACCOUNT" and not (len(account) == 12 and account.isascii() and account.isdigit()):
+        raise typer.BadParameter("an AWS account has 12 digits")
+    if region is not None and not re.fullmatch(r"[a-z]{2}(-[a-z]+)+-\d", region):
+        raise typer.BadParameter("no AWS region has this name; write one like eu-west-1")
+    made, settings, problems = planned(state_of(context), None, stage, provider="aws")
+    if errors := [each for each in problems if each.level == "error"]:
+        show_problems(errors)
+        raise typer.Exit(USAGE)
+    assert made is not None and settings is not None
+    names = {each.name: each for each in made.roles}
+    if role is not None and role not in names:
+        raise Refused([Problem(f"role {role!r}", "the plan has none of this name", nearest(role, names))])
+    found = region or settings.aws.region or "REGION"
+    partition = "aws-cn" if found.startswith("cn-") else "aws-us-gov" if found.startswith("us-gov-") else "aws"
+    place = aws_iam.Place(region=found, account=account, partition=partition, kms_key=settings.aws.kms_key)
+    chosen = [names[role]] if role is not None else list(made.roles)
+    emit({each.name: {"trust": aws_iam.trust(each, made, place), "policy": aws_iam.policy(each, made, place)} for each in chosen})
+    for word, option in (("ACCOUNT", "--account"), ("REGION", "--region")):
+        if word in (account, found):
+            say(f"{word} stands for yours: give it by {option}", "dim")
+
+
+def deploy(
+    context: typer.Context,
+    target: Target = None,
+    folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the files go.")] = Path("infrastructure"),
+    stage: Stage = "dev",
+    diff: Annotated[bool, typer.Option("--diff", help="Show what would change, and write nothing.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing, and leave 1 where anything would change; for CI.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write over files that were edited, too.")] = False,
+    as_json: AsJSON = False,
+) -> None:
+    """Write the infrastructure of the app as files that are yours; so far for [bold]aws-terraform[/].
+
+    A later run writes what has changed. A file that somebody has edited stays as it is, which is said, and the exit code is then 1.
+
+    [dim]cloudq deploy aws-terraform --stage prod --out infrastructure/prod[/]
+    """
+    from cloudq.deploy import writing
+    from cloudq.deploy.aws_terraform import render
+
+    made, settings, problems = planned(state_of(context), target, stage)
+    show_problems(problems)
+    if made is None or settings is None or any(each.level == "error" for each in problems):
+        raise typer.Exit(USAGE)
+    if made.target != "aws-terraform":
+        raise ConfigError(f"{made.target} can be planned, and not yet be written; aws-terraform can")
+    found = writing.changes(render(made, settings), folder)
+    edited = [each.name for each in found if each.step is writing.Step.EDITED]
+    if not (diff or check):
+        writing.write(found, folder, force=force)
+    if as_json:
+        emit({"folder": str(folder), "files": [{"name": each.name, "step": each.step.value} for each in found]})
+    else:
+        for each in found:
+            if diff and each.diff:
+                put(each.diff.rstrip("\n"))
+            elif each.step is not writing.Step.KEEP:
+                put(f"{each.step.value:8}{folder / each.name}")
+        if all(each.step is writing.Step.KEEP for each in found):
+            say(f"nothing has changed in {folder}", "dim")
+    if edited and not (force or diff or check):
+        say("what was edited stays as it is: --diff shows what would change, --force writes over it", "yellow")
+        raise typer.Exit(FAILED)
+    if check and any(each.step is not writing.Step.KEEP for each in found):
+        raise typer.Exit(FAILED)
+
+
+def planned(
+    state: State, target: str | None, stage: str, *, provider: str | None = None
+) -> tuple[Plan | None, Settings | None, Sequence[Problem]]:
+    """The plan of the app, its settings, and what is wrong; nothing of the first two where they cannot be read. Raises ConfigError.
+
+    ``provider``: whose target it must be; the settings' own where that is one of its, else another of its.
+    """
+    from cloudq.deploy import checks
+    from cloudq.deploy.plan import plan_of
+    from cloudq.deploy.problems import Problem, Refused, nearest
+    from cloudq.deploy.settings import Target as Targets
+    from cloudq.deploy.settings import parse, read
+
+    path = pyproject(Path.cwd())
+    try:
+        settings: Settings = parse({}, stage) if path is None else read(path, stage)
+    except Refused as error:
+        return None, None, error.problems
+    chosen = target or settings.target
+    if provider == "aws" and (chosen is None or chosen.startswith(("gcp", "compose"))):
+        chosen = "aws-sam"
+    if chosen is None:
+        raise ConfigError(f"which target? one of {', '.join(get_args(Targets))}: cloudq plan aws-sam, or target = … under [tool.cloudq]")
+    known: dict[str, Targets] = {each: each for each in get_args(Targets)}
+    if chosen not in known:
+        return None, None, [Problem(f"target {chosen!r}", "there is no such target", nearest(chosen, known))]
+    made = plan_of(state.load(), settings, target=known[chosen], stage=stage)
+    return made, settings, checks.check(made, settings)
+
+
+def show_problems(problems: Sequence[Problem]) -> None:
+    """Each with its fix under it, on stderr."""
+    console = err()
+    for each in problems:
+        sign, style = ("✗", "bold red") if each.level == "error" else ("!", "yellow")
+        if not console.encoding.lower().startswith("utf"):
+            sign = "x" if each.level == "error" else "!"
+        console.print(Text.assemble((f"{sign} ", style), (_line(each.where), "bold"), f": {_line(each.what)}"), soft_wrap=True)
+        console.print(Text(f"  {_line(each.fix)}", "dim"), soft_wrap=True)
+    errors = sum(each.level == "error" for each in problems)
+    if errors:
+        say(f"{errors} problem{'s' if errors > 1 else ''} to solve before it can be deployed", "bold red")
+
+
+def _line(text: str) -> str:
+    """What users wrote, in one line and without control characters."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+def _document(problem: Problem) -> dict[str, str]:
+    return {"level": problem.level, "where": problem.where, "what": problem.what, "fix": problem.fix}
+
+
+# ---------------------------------------------------------------------- for people
+
+
+def _show(plan: Plan) -> None:
+    from cloudq.deploy.checks import text
+
+    head = Text.assemble((plan.name, "bold"), f" {plan.stage} on {plan.target}", (f"  {plan.reference or ''}", "dim"))
+    out().print(head)
+    runs = {each.queue: f"function, {each.memory} MB, {text(each.timeout)}, batch {each.batch_size}" for each in plan.functions}
+    runs |= {
+        each.queue: f"{each.min_workers} to {each.max_workers} containers, {each.cpu:g} vCPU, {each.memory} MB" for each in plan.containers
+    }
+    shown = table("queue", "tasks", "runs on", "hidden", "kept", "receives", "dead letters", numbers=("tasks", "receives"))
+    for queue in plan.queues:
+        shown.add_row(
+            Text(_line(queue.resource), "bold") + (" (there already)" if queue.existing else ""),
+            str(len(queue.tasks)),
+            Text(runs.get(queue.name, "nothing"), "" if queue.name in runs else "yellow"),
+            text(queue.visibility),
+            text(queue.retention),
+            str(queue.max_receives),
+            Text(_line(queue.dead_letters.resource)),
+        )
+    _section("Queues", shown, plan.queues)
+    shown = table("schedule", "when", "as", "task", "queue")
+    for schedule in plan.schedules:
+        parts = "\n".join(f"{each.expression} {each.timezone}" for each in schedule.parts)
+        names = (Text(_line(each)) for each in (schedule.task, schedule.queue))
+        shown.add_row(Text(_line(schedule.name), "bold"), schedule.trigger, Text(parts) if parts else Text("cannot be said", "red"), *names)
+    _section("Schedules", shown, plan.schedules)
+    beside = {
+        "store": None if plan.store is None else f"{plan.store.resource}: {_line(plan.store.why)}",
+        "timer": None if plan.timer is None else f"{plan.timer.resource}: {_line('; '.join(plan.timer.why))}",
+        "bodies": None if plan.bodies is None else f"{plan.bodies.resource}, each for {plan.bodies.days} days",
+    }
+    _section("Beside them", card(dict(beside)), [each for each in beside.values() if each])
+    shown = table("role", "for", "may")
+    for role in plan.roles:
+        may = "\n".join(f"{grant.action} {_line(', '.join(grant.on))}" for grant in role.grants)
+        shown.add_row(Text(role.name, "bold"), role.purpose, Text(may))
+    _section("Roles", shown, plan.roles)
+    shown = table("alarm", "on", "above", numbers=("above",))
+    for alarm in plan.alarms:
+        shown.add_row(alarm.kind, Text(_line(alarm.on)), text(alarm.above) if alarm.kind == "age" else str(alarm.above))
+    _section("Alarms", shown, plan.alarms)
+
+
+def _section(title: str, shown: Table, of: Iterable[object]) -> None:
+    if any(True for _ in of):
+        out().print(Text.assemble("\n", (title, "bold underline")))
+        out().print(shown)

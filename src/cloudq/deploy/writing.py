@@ -1,0 +1,99 @@
+"""Writes what was rendered, and never over what a person has edited: what would change first, as values, and then each file of it."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final, cast
+
+from cloudq.errors import ConfigError
+
+RECORD: Final = Path(".cloudq") / "written.json"
+"""In the folder: the SHA-256 of each file as it was written, by which an edit is told from an older rendering."""
+
+
+class Step(StrEnum):
+    """What is to be done about one file."""
+
+    CREATE = "create"
+    UPDATE = "update"
+    KEEP = "keep"
+    EDITED = "edited"
+    """It would change, and somebody has changed it since it was written, or it was never written by cloudq."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One file, as it is to be and as it is."""
+
+    name: str
+    step: Step
+    wanted: str
+    there: str | None
+
+    @property
+    def diff(self) -> str:
+        """What would change, as a unified diff; empty where nothing would."""
+        before = (self.there or "").splitlines(keepends=True)
+        return "".join(difflib.unified_diff(before, self.wanted.splitlines(keepends=True), f"{self.name} (there)", f"{self.name} (new)"))
+
+
+def changes(files: Mapping[str, str], folder: Path) -> list[Change]:
+    """What brings ``folder`` to ``files``, by name. Raises ConfigError where it cannot be read."""
+    known = _record(folder)
+    found: list[Change] = []
+    for name, wanted in sorted(files.items()):
+        path = folder / name
+        try:
+            there = path.read_bytes().decode("utf-8", "replace") if path.exists() else None
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error}") from error
+        if there is None:
+            step = Step.CREATE
+        elif there == wanted:
+            step = Step.KEEP
+        else:
+            step = Step.UPDATE if known.get(name) == _digest(there) else Step.EDITED
+        found.append(Change(name, step, wanted, there))
+    return found
+
+
+def write(found: Iterable[Change], folder: Path, *, force: bool = False) -> None:
+    """Write what is created and updated, and with ``force`` what was edited. Raises ConfigError where that cannot be done."""
+    known = _record(folder)
+    try:
+        for change in found:
+            if change.step is Step.EDITED and not force:
+                continue
+            if change.step is not Step.KEEP:
+                _put(folder / change.name, change.wanted)
+            known[change.name] = _digest(change.wanted)
+        _put(folder / RECORD, json.dumps(known, indent=2, sort_keys=True) + "\n")
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written: {error}") from error
+
+
+def _put(path: Path, text: str) -> None:
+    """The whole file or none of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside.write_bytes(text.encode())
+    beside.replace(path)
+
+
+def _record(folder: Path) -> dict[str, str]:
+    try:
+        known: Any = json.loads((folder / RECORD).read_text("utf-8"))
+    except (OSError, ValueError):  # none yet, or spoilt: then everything that differs counts as edited
+        return {}
+    return {str(name): str(digest) for name, digest in cast("dict[str, Any]", known).items()} if isinstance(known, dict) else {}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
