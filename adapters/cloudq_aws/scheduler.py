@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, cast, runtime_checkable
 from urllib.parse import urlsplit
 
 from cloudq.adapters import Adapter, AdapterContext, Location
@@ -202,16 +202,18 @@ class EventBridgeTimer:
             raise ConfigError(
                 f"schedule {schedule.name!r}: {schedule.trigger} takes {len(expressions)} expressions, and {_PARTS} is the most"
             )
-        said = {"name": schedule.name, "queue": schedule.queue, "trigger": str(schedule.trigger)}
-        note = json.dumps(said | ({"of": len(expressions)} if len(expressions) > 1 else {}), ensure_ascii=False)
         name, message = schedule_name(schedule.name), schedule.message
-        if len(note) > _DESCRIPTION:
-            raise TimerError(f"schedule {name!r}: its name, queue and trigger have {len(note)} characters together; {_DESCRIPTION} fit")
+        notes = [_note(schedule, number, len(expressions)) for number in range(1, len(expressions) + 1)]
+        if (longest := max(map(len, notes))) > _DESCRIPTION:
+            raise TimerError(f"schedule {name!r}: its name, queue and trigger have {longest} characters together; {_DESCRIPTION} fit")
         if message.group is not None:  # each tick is a message of its own, also within the 5 minutes of SQS's deduplication
             message = replace(message, dedup=f"{name}@{_SLOT}")
         target, replaced = await self._target(schedule.queue, message, slot=SCHEDULED_TIME), False
-        for number, (expression, timezone) in enumerate(expressions, 1):
-            start = schedule.trigger.next_after(self._clock.time()) if expression.startswith("rate(") and number == 1 else None
+        from cloudq.schedules.kept import Kept
+
+        for number, ((expression, timezone), note) in enumerate(zip(expressions, notes, strict=True), 1):
+            counts = expression.startswith("rate(") and not isinstance(schedule.trigger, Kept)
+            start = schedule.trigger.next_after(self._clock.time()) if counts else None
             replaced |= await self._put(
                 schedule_name(schedule.name, number),
                 Description=note,
@@ -317,17 +319,17 @@ class EventBridgeTimer:
         return True
 
     async def _read(self, name: str) -> _Part | None:
-        """One schedule of AWS's as it stands; ``None`` where it was deleted since it was listed."""
+        """One schedule of AWS's as it stands; ``None`` where it was deleted since it was listed, or is none of ours."""
         from cloudq.schedules.kept import Kept
 
         try:
             found = await self._call("GetSchedule", name, Name=name)
         except _Gone:
             return None
-        try:
-            note: dict[str, Any] = json.loads(found.get("Description") or "")
-        except ValueError:  # none of ours
-            note = {}
+        note = _noted(found.get("Description") or "")
+        number = note.get("part", 1)
+        if not isinstance(note.get("name"), str) or type(number) is not int or schedule_name(note["name"], number) != name:
+            return None
         target: dict[str, Any] = found["Target"]
         expression: str = found["ScheduleExpression"]
         text = target.get("Input", "").replace(SCHEDULED_TIME, _SLOT)
@@ -337,7 +339,7 @@ class EventBridgeTimer:
         ordered = queue.endswith(".fifo")
         zone = found.get("ScheduleExpressionTimezone", "UTC")
         read = Schedule(
-            name=note.get("name", name),
+            name=note["name"],
             queue=queue,
             message=Outgoing(
                 body=sent["MessageBody"],
@@ -349,7 +351,7 @@ class EventBridgeTimer:
             trigger=Kept(((expression, zone),), note.get("trigger", expression), SERVICE),
             paused=found.get("State") == "DISABLED",
         )
-        return _Part(name, read, (expression, zone), note.get("trigger"), note.get("of", 1))
+        return _Part(number, read, (expression, zone), note.get("trigger"), note.get("of", 1))
 
     async def _call(self, action: str, name: str, **parameters: Any) -> Mapping[str, Any]:
         """Make one request about the group."""
@@ -396,7 +398,7 @@ class _Gone(TimerError):
 class _Part:
     """One schedule of AWS's, which is a schedule of ours, or a part of one."""
 
-    name: str
+    number: int
     schedule: Schedule
     expression: tuple[str, str]
     said: str | None
@@ -405,13 +407,30 @@ class _Part:
     """How many parts there are by our note."""
 
 
+def _note(schedule: Schedule, part: int, of: int) -> str:
+    """The description of a schedule of AWS's: what AWS does not keep elsewhere, and by which ours are known."""
+    said: dict[str, Any] = {"name": schedule.name, "queue": schedule.queue, "trigger": str(schedule.trigger)}
+    if of > 1:
+        said |= {"part": part, "of": of}
+    return json.dumps(said, ensure_ascii=False)
+
+
+def _noted(description: str) -> dict[str, Any]:
+    """What a note says; nothing where it is none."""
+    try:
+        found = json.loads(description)
+    except ValueError:
+        return {}
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+
+
 def _whole(parts: Sequence[_Part]) -> Schedule:
     """The schedule that the parts make: with the trigger that our note tells of, where that is what they keep."""
-    parts = sorted(parts, key=lambda part: (len(part.name), part.name))  # every-, every2- … every10-
+    parts = sorted(parts, key=lambda part: part.number)
     from cloudq.schedules.kept import read_back
 
     first = parts[0]
-    noted = first.said if first.of == len(parts) else None
+    noted = first.said if first.of == len(parts) and len({part.schedule.paused for part in parts}) == 1 else None
     trigger = read_back(noted, [part.expression for part in parts], SERVICE, _expressions)
     return replace(first.schedule, trigger=trigger, paused=all(part.schedule.paused for part in parts))
 

@@ -242,7 +242,7 @@ def _whole(parts: Sequence[_Part]) -> Schedule:
 
     parts = sorted(parts, key=lambda part: part.number)
     first = parts[0]
-    noted = str(first.schedule.trigger) if first.of == len(parts) else None
+    noted = str(first.schedule.trigger) if first.of == len(parts) and len({part.schedule.paused for part in parts}) == 1 else None
     trigger = read_back(noted, [part.expression for part in parts], SERVICE, _expressions)
     return replace(first.schedule, trigger=trigger, paused=all(part.schedule.paused for part in parts))
 

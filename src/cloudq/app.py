@@ -558,12 +558,16 @@ class CloudQ:
         timer = self.timer
         if timer is None or known["state"] in states.TERMINAL or records.is_held(known, now):
             return
+        if "started" in known and "waits" not in known:  # a retry, or put off: only its message knows who waits for its end
+            return
         try:
             waited = drive(timer.cancel(id)) if timer.limits.local else self.io.run(timer.cancel(id), timeout=self.conf.send_timeout)
         except (TimerError, TimeoutError) as error:
             logger.warning("task %s is revoked, but stays in the timer: it will be dropped when it comes: %s", id, error)
-            return
-        if waited:
+            waited = False
+        if (
+            waited or known.get("due", 0.0) > now
+        ):  # before it is due nobody runs it: its end can be said, whatever became of the timer's answer
             message = Message(known.get("waits") or {"id": id, "task": known["task"], "attempt": known["attempt"]})
             self.use_store(
                 lambda store: records.finish_unclaimed(
@@ -639,7 +643,7 @@ class CloudQ:
             return results.AsyncResult(prepared.id, self)
         from cloudq import idempotency
 
-        key, name, id, lasts = *_called(prepared, task), task.settings.unique + prepared.outgoing.delay
+        key, name, id, lasts = *_called(prepared, task), self._waits_for(prepared, task.settings.unique)
         why = f"unique= of the task {name!r}"
         waits = self.use_store(lambda store: idempotency.reserve(store, name, key, id, ttl=lasts), why=why)
         if waits is None:
@@ -670,7 +674,7 @@ class CloudQ:
             return results.AsyncResult(prepared.id, self)
         from cloudq import idempotency
 
-        key, name, id, lasts = *_called(prepared, task), task.settings.unique + prepared.outgoing.delay
+        key, name, id, lasts = *_called(prepared, task), self._waits_for(prepared, task.settings.unique)
         why = f"unique= of the task {name!r}"
         waits = await self.ause_store(lambda store: idempotency.reserve(store, name, key, id, ttl=lasts), why=why)
         if waits is None:
@@ -681,6 +685,10 @@ class CloudQ:
                     await self.ause_store(lambda store: idempotency.release(store, name, key, id))
                 raise
         return results.AsyncResult(waits or id, self)
+
+    def _waits_for(self, prepared: Prepared, unique: float) -> float:
+        """Seconds that ``unique`` holds: no longer than its document is kept, without which nobody would know that it has ended."""
+        return min(unique, self.conf.result_expires) + prepared.outgoing.delay
 
     async def _asend(self, prepared: Prepared) -> None:
         await self.sender.asend(prepared.queue, prepared.outgoing, prepared.id)

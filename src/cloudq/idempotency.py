@@ -13,6 +13,8 @@ from cloudq.store import MISSING, Document, Store, Value
 
 KIND: Final = "claim"
 
+LONGEST_RUN: Final = 86_400.0
+"""Seconds that a run may take at most without losing its key: who has it is written when it begins, and not again."""
 LONGEST_PAUSE: Final = 30.0
 """Seconds at most between a duplicate's looks whether the first run has ended."""
 
@@ -33,7 +35,7 @@ async def claim(store: Store, message: Message, key: str, *, now: float, window:
     expect: Any = MISSING
     while True:
         try:
-            await store.put(KIND, where, {"task": message.id}, expect=expect, ttl=window + ttl)
+            await store.put(KIND, where, {"task": message.id}, expect=expect, ttl=window + max(ttl, LONGEST_RUN))
         except Conflict as conflict:
             found = conflict.current
             if found is None:
@@ -93,7 +95,8 @@ async def reserve(store: Store, task: str, key: str, id: str, *, ttl: float) -> 
 
 
 def _waits(document: Value) -> bool:
-    return document["state"] in (states.QUEUED, states.PENDING) and not document.get("revoked")
+    """Whether its run has not begun. STARTED has not either, while the place is its: a limit may be sending it away just now."""
+    return document["state"] not in states.TERMINAL and not document.get("revoked")
 
 
 async def release(store: Store, task: str, key: str, id: str) -> None:

@@ -9,12 +9,12 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 
 from cloudq import calls
-from cloudq.broker import Outgoing
+from cloudq.broker import Delivery, Outgoing
 from cloudq.errors import ArgumentsError, ConfigError, DecodeError
 from cloudq.launch import Launch
 from cloudq.message import VERSION, Message
 from cloudq.signature import Canvas, Signature
-from cloudq.timer import Schedule, Trigger
+from cloudq.timer import Schedule, Trigger, last_fire
 from cloudq.values import dumps
 from cloudq.workflow import Chain
 
@@ -34,9 +34,6 @@ LATE: Final = 120.0
 SLOT: Final = "<slot>"
 LONGEST_NAME: Final = 100
 """Characters of a schedule's name at most: with a slot after it, it is a task id."""
-
-_SPANS: Final = (60.0, 3_600.0, 86_400.0, 32 * 86_400.0, 367 * 86_400.0, 3_660 * 86_400.0)
-"""Seconds to look back for the latest fire, each span holding few more than those before it would have found."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -187,6 +184,14 @@ def several(value: object) -> Sequence[TriggerLike]:
     return [cast("TriggerLike", value)]
 
 
+def sent_of(tick: Mapping[str, Any], delivery: Delivery, now: float) -> float:
+    """When a tick was sent first: one that waited for a deploy, or was a dead letter, says so itself."""
+    noted = tick.get("sent")
+    if isinstance(noted, (int, float)) and not isinstance(noted, bool) and 0 < noted < 1e11:
+        return float(noted)
+    return delivery.sent or now
+
+
 def slot_of(fields: Mapping[str, Any], trigger: Trigger, sent: float) -> int:
     """The instant that a tick is for, Unix time in whole seconds. ``sent``: when the provider took it. Raises DecodeError.
 
@@ -206,17 +211,6 @@ def slot_of(fields: Mapping[str, Any], trigger: Trigger, sent: float) -> int:
     if isinstance(slot, bool) or not isinstance(slot, (int, float)) or not math.isfinite(slot) or not 0 <= slot < 1e11:
         raise DecodeError('"slot" of a tick must be Unix time in seconds, or an instant such as 2027-01-15T08:00:00Z')
     return int(slot)
-
-
-def last_fire(trigger: Trigger, instant: float) -> float | None:
-    """The last fire at or before ``instant``; ``None`` where there was none for ten years."""
-    for span in _SPANS:
-        found, fire = None, trigger.next_after(instant - span)
-        while fire is not None and fire <= instant:
-            found, fire = fire, trigger.next_after(fire)
-        if found is not None:
-            return found
-    return None
 
 
 def _alone(canvas: Canvas[Any]) -> Canvas[Any]:

@@ -185,18 +185,20 @@ class Runner:
         name = str(tick["tick"])
         found = self.app.schedules.get(name)
         if found is None:
+            if tick.get("slot", recurring.SLOT) == recurring.SLOT:  # sent again, or redriven, it is still for the fire before this instant
+                job.fields = {**tick, "sent": recurring.sent_of(tick, job.delivery, self.app.clock.time())}
             job.outcome = self._wait_for_deploy(job, f"no schedule named {name[:100]!r} is declared in this worker")
             return job
         now = self.app.clock.time()
         try:
-            slot = recurring.slot_of(tick, found.trigger, job.delivery.sent or now)
+            slot = recurring.slot_of(tick, found.trigger, recurring.sent_of(tick, job.delivery, now))
             message = found.message(self.app, slot)
         except (DecodeError, ArgumentsError) as error:
             job.outcome = Dead(str(error))
             return job
         redriven = "dead" in tick or DEAD_ATTRIBUTE in job.delivery.attributes
-        if not redriven and (why := found.missed(slot, now)) is not None:
-            job.message, job.outcome = message, Dropped(why)
+        if not redriven and job.delivery.receives < 2 and (why := found.missed(slot, now)) is not None:
+            job.message, job.outcome = message, Dropped(why, state=states.EXPIRED)
             return job
         return self._decide(job, message)
 
@@ -546,7 +548,7 @@ class Runner:
         message, task = job.message, job.task
         assert message is not None and task is not None
         wanted = (job.claim is not None or job.recorded) and not (message.ignore_result or task.settings.ignore_result)
-        if not wanted and not message.has_follow_ups:
+        if not wanted and not message.has_follow_ups and task.key is None:
             return NOTHING
         try:
             if message.each:

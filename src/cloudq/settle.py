@@ -122,7 +122,7 @@ async def _done(app: CloudQ, job: Job, outcome: Done) -> Verdict:
         message, task = job.message, job.task
         assert message is not None and task is not None
         ignored = message.ignore_result or task.settings.ignore_result
-        value = None if ignored and not message.has_follow_ups else outcome.value
+        value = None if ignored and not message.has_follow_ups and task.key is None else outcome.value
         try:
             await job.claim.finish(states.SUCCESS, at=app.clock.time(), value=value, reason=None if outcome.kept else records.IGNORED)
         except DocumentTooLarge as error:  # to run it again would come to the same

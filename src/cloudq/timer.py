@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 from cloudq.broker import Outgoing
 from cloudq.errors import TimerError
 
-__all__ = ["Schedule", "Timer", "TimerError", "TimerLimits", "Trigger"]
+__all__ = ["Schedule", "Timer", "TimerError", "TimerLimits", "Trigger", "last_fire"]
 
 
 class TimerLimits(NamedTuple):
@@ -37,6 +37,21 @@ class Trigger(Protocol):
     def __str__(self) -> str:
         """As a person wrote it: ``every 5m``, ``0 9 * * 1-5 Europe/Berlin``."""
         ...
+
+
+_SPANS: Final = (60.0, 3_600.0, 86_400.0, 32 * 86_400.0, 367 * 86_400.0, 3_660 * 86_400.0)
+"""Seconds to look back for the latest fire, each span holding few more than those before it would have found."""
+
+
+def last_fire(trigger: Trigger, instant: float) -> float | None:
+    """The last fire at or before ``instant``; ``None`` where there was none for ten years."""
+    for span in _SPANS:
+        found, fire = None, trigger.next_after(instant - span)
+        while fire is not None and fire <= instant:
+            found, fire = fire, trigger.next_after(fire)
+        if found is not None:
+            return found
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -479,13 +479,13 @@ def test_schedules_are_listed_over_all_pages_and_one_time_schedules_are_not_amon
             site.firing.scheduler.create_schedule(
                 GroupName=site.group,
                 Name=f"every-{number}",
+                Description=["", "Backup", "[1]", '{"name":"tick"}'][number % 4],
                 ScheduleExpression="rate(1 day)",
                 FlexibleTimeWindow={"Mode": "OFF"},
                 Target=target,
             )
         found = await timer.schedules()
-        assert len(found) == 106
-        assert {str(schedule.trigger) for schedule in found} == {"a rate", "rate(1 day)"}  # one without our note is listed as AWS has it
+        assert [str(schedule.trigger) for schedule in found] == ["a rate"]  # those without our note are somebody else's
 
     with_timer(site, scenario)
 

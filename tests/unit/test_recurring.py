@@ -16,9 +16,10 @@ from cloudq.io import drive
 from cloudq.memory.broker import MemoryBroker
 from cloudq.memory.store import MemoryStore
 from cloudq.outcome import Dead, Done, Dropped, Later
-from cloudq.recurring import last_fire, slot_of
+from cloudq.recurring import slot_of
 from cloudq.runner import Job, Runner
 from cloudq.settle import settle
+from cloudq.timer import last_fire
 
 NINE = int(datetime(2027, 1, 15, 9, tzinfo=UTC).timestamp())
 

@@ -159,6 +159,8 @@ def sync(
     if not dry_run:
         if gone:
             confirm(f"delete {len(gone)} that the code does not declare ({', '.join(gone)})?", yes=yes)
+            paused = {each.name for each in run_on(app, timer.schedules()) if each.paused}  # it took its time to be answered
+            todo = [replace(each, declared=each.declared and replace(each.declared, paused=each.name in paused)) for each in todo]
         with working("syncing", len(todo)) as told:
             for done, change in enumerate(todo, 1):
                 run_on(app, syncing.apply(timer, change))
@@ -213,7 +215,7 @@ def _set(context: typer.Context, name: str, *, paused: bool, as_json: bool) -> N
         known = "`cloudq schedule sync` brings it there" if name in app.schedules else "and the code declares none of that name"
         raise UnknownSchedule(f"the scheduler has no schedule {name!r}: {known}")
     changed = kept.paused != paused
-    if changed:
+    if changed or not paused:  # of a schedule in parts one may be paused
         run_on(app, timer.put_schedule(replace(kept, paused=paused)))
     if as_json:
         emit({"schedule": name, "paused": paused, "changed": changed})

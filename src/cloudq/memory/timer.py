@@ -15,7 +15,7 @@ from cloudq.broker import Broker, Outgoing
 from cloudq.clock import Clock
 from cloudq.errors import CloudQError, ConfigError, TimerError
 from cloudq.forks import Lock, protect
-from cloudq.timer import Schedule, TimerLimits
+from cloudq.timer import Schedule, TimerLimits, last_fire
 
 RETRY_SECONDS: Final = 1.0
 """How long after a refused send it is tried again."""
@@ -41,7 +41,7 @@ class MemoryTimer:
     """Sends later, and again and again, in the clock's thread. What is set lives as long as this object, also after ``close``.
 
     A send that the broker refuses is tried again each second until it is taken. When the clock jumps over several fires of a schedule,
-    the earliest is sent, and the others are skipped.
+    the last is sent, and the others are skipped.
     """
 
     def __init__(self, broker: Broker, clock: Clock) -> None:
@@ -107,9 +107,7 @@ class MemoryTimer:
     def _set_fire(self, schedule: Schedule, after: float) -> None:
         slot = schedule.trigger.next_after(after)
         if slot is not None:
-            body = schedule.message.body.replace(SLOT, str(int(slot)))
-            message = replace(schedule.message, body=body, delay=0.0)
-            self._set(slot, ("schedule", schedule.name), schedule.queue, message, schedule, slot)
+            self._set(slot, ("schedule", schedule.name), schedule.queue, _tick(schedule, slot), schedule, slot)
 
     def _set(
         self,
@@ -148,6 +146,10 @@ class MemoryTimer:
                 entry = self._entries.get(key)
                 if entry is None or entry.number != number:  # cancelled or replaced
                     continue
+                if entry.schedule is not None:  # of those that the clock has jumped over the last counts
+                    slot = last_fire(entry.schedule.trigger, now)
+                    if slot is not None and slot > entry.slot:
+                        entry.slot, entry.message = slot, _tick(entry.schedule, slot)
                 if not self._send(entry):
                     self._push(now + RETRY_SECONDS, number, key)
                     continue
@@ -164,6 +166,11 @@ class MemoryTimer:
         if error is not None:
             _log.warning("the memory timer could not send to %s and tries again: %s", entry.queue, error)
         return error is None
+
+
+def _tick(schedule: Schedule, slot: float) -> Outgoing:
+    """The message of one fire."""
+    return replace(schedule.message, body=schedule.message.body.replace(SLOT, str(int(slot))), delay=0.0)
 
 
 def _run(call: Coroutine[Any, Any, _T]) -> _T:

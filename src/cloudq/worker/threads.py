@@ -198,8 +198,11 @@ class LoopExecutor:
             flight = self._inbox.popleft()
         except IndexError:  # withdrawn, or taken by a task made for an earlier signal
             return
-        flight.start()
         job, own = flight.job, asyncio.current_task()
+        if job.abandoned:  # its host has settled without it
+            self._complete(flight, revoked())
+            return
+        flight.start()
         if flight.stoppable and own is not None:
             self._running[flight] = own
         try:
