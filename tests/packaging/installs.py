@@ -60,7 +60,7 @@ def install(folder: Path, *what: str, only: frozenset[str] | None = None) -> Env
     cwd.mkdir()
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         ours = entry.name.startswith(("cloudq", "_cloudq", "__editable__")) or entry.suffix == ".pth"
-        if not ours and (only is None or entry.name in only):
+        if not ours and (only is None or entry.name.removesuffix(".py") in only):
             (links / entry.name).symlink_to(entry)
     run(str(uv), "venv", "--quiet", "--offline", "--python", sys.executable, str(environment), cwd=cwd)
     (site,) = environment.glob("lib/python*/site-packages")
