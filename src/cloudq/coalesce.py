@@ -17,6 +17,10 @@ IN_FLIGHT: Final = 16
 """Requests at once; more gain nothing over a botocore client (its CPU is the ceiling)."""
 
 
+FEW: Final = 1
+"""Requests in flight up to which callers are few: with more, batches fill by themselves, and what went early would be left over again."""
+
+
 class Coalescer(Generic[Item]):
     """Gathers items and hands them to ``perform`` in batches of at most ``count`` items and ``weight`` bytes. Not thread-safe: one loop.
 
@@ -24,7 +28,8 @@ class Coalescer(Generic[Item]):
     request is in flight later items gather: a full batch goes at once, a partial one waits ``linger`` seconds, or half of
     the present round trip where that is longer (up to MOST_LINGER): those whose requests are in flight call again within one, so the
     batch fills, a call takes one and a half round trips at worst, and a server that is slow because it is busy gets no half-empty requests.
-    Where ``eager``, a partial batch goes as soon as as many have come as were answered since the last one: nobody else is known to come.
+    Where ``eager`` and callers are few (one request in flight), a partial batch goes as soon as as many have come as were answered since
+    the last one: nobody else is known to come.
     ``perform`` answers for its items itself and must not raise.
     """
 
@@ -73,7 +78,7 @@ class Coalescer(Generic[Item]):
         self._owed -= self._owed > 0
         if len(self._waiting) >= self._count or (self._weight is not None and self._total >= self._weight):
             self._go()
-        elif last and self._eager:
+        elif last and self._eager and len(self._tasks) <= FEW:
             self._wait(0.0)
         elif self._timer is None:
             self._wait(0.0 if self._eager and not self._tasks else self._pause)
