@@ -8,19 +8,17 @@ from cloudq import records, states
 from cloudq.errors import Conflict
 from cloudq.keyed import place
 from cloudq.message import Message
-from cloudq.outcome import Dropped, Later
+from cloudq.outcome import Dropped, Later, growing_pause
 from cloudq.store import MISSING, Document, Store, Value
 
 KIND: Final = "claim"
 
 LONGEST_RUN: Final = 86_400.0
 """Seconds that a run may take at most without losing its key: who has it is written when it begins, and not again."""
-LONGEST_PAUSE: Final = 30.0
-"""Seconds at most between a duplicate's looks whether the first run has ended."""
 
 # The document of a key names the task that has it (``task``, an id, or null). That task's own document says the rest: while its claim is
-# held it runs, and the heartbeat that renews the claim renews this; with SUCCESS it holds the result; anything else frees the key. So a
-# key costs one write a run, and nothing has to be written when the run ends, however it does.
+# held it runs, with SUCCESS it holds the result, and anything else frees the key. So a key costs one write a run, and nothing has to be
+# written while the run lasts (LONGEST_RUN) or when it ends, however it does.
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One run a key
@@ -55,17 +53,12 @@ async def _refusal(store: Store, found: Document, message: Message, now: float, 
         return None
     value = first.value
     if records.is_held(value, now):
-        return Later(_pause(message), f"task {id} runs with the same idempotency key")
+        return Later(growing_pause(message.deferrals), f"task {id} runs with the same idempotency key")
     if value["state"] != states.SUCCESS or value["finished"] + window <= now:
         return None
     if value.get("reason") == records.IGNORED:
         return Dropped(records.IGNORED, state=states.SUCCESS)
     return Dropped(f"task {id} has run with the same idempotency key", state=states.SUCCESS, value=value.get("value"), follow_ups=True)
-
-
-def _pause(message: Message) -> float:
-    deferrals = message.fields.get("deferrals", 0)
-    return min(2.0 ** min(deferrals, 10), LONGEST_PAUSE) if isinstance(deferrals, int) else LONGEST_PAUSE
 
 
 # ---------------------------------------------------------------------------------------------------------------------

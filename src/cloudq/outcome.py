@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import traceback as _traceback
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -10,6 +11,9 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from cloudq import states
 
 _OURS: Final = frozenset({"cloudq.runner", "cloudq.task"})
+
+LONGEST_PAUSE: Final = 30.0
+"""Seconds at most until a message asks again for what another has: a key, a seat."""
 
 MAX_DETAIL: Final = 2_000
 MAX_TRACEBACK: Final = 8_000
@@ -99,3 +103,9 @@ class Dropped(NamedTuple):
 
 
 Outcome: TypeAlias = Done | Again | Later | Dead | Dropped
+
+
+def growing_pause(deferrals: int) -> float:
+    """Seconds until a message that was deferred so often asks again; not all at once."""
+    longest: float = min(2.0 ** min(deferrals, 10), LONGEST_PAUSE)
+    return longest * random.uniform(0.5, 1.0)

@@ -32,7 +32,7 @@ from cloudq.errors import (
 )
 from cloudq.message import DEAD_ATTRIBUTE, Message, decode, is_bare, new_id, parse, unwrap, waits_for_members
 from cloudq.middleware import call_quietly
-from cloudq.outcome import Again, Dead, Done, Dropped, Failure, Later, Outcome
+from cloudq.outcome import Again, Dead, Done, Dropped, Failure, Later, Outcome, growing_pause
 from cloudq.request import Request, current
 
 if TYPE_CHECKING:
@@ -373,7 +373,7 @@ class Runner:
                     store, seats, settings.max_running, message.id, now=self.app.clock.time(), until=job.delivery.lease_until
                 )
                 if claim.seat is None:
-                    job.outcome = Later(_pause(message), f"{settings.max_running} of it run already")
+                    job.outcome = Later(growing_pause(message.deferrals), f"{settings.max_running} of it run already")
                     return
             if settings.rate_limit is not None:
                 job.outcome = await self._wait_for_turn(job, message, settings.rate_limit, keyed.place("turn", task.name, key), store)
@@ -620,12 +620,6 @@ def _limit_key(job: Job) -> str:
     assert task is not None and message is not None and task.limit_key is not None
     args = message.args[0] if message.each and message.args else [*job.given, *message.args]
     return task.limit_key.of(task.codec.decode(args, message.kwargs))
-
-
-def _pause(message: Message) -> float:
-    """Seconds until a message that was deferred before asks again; not all at once."""
-    longest: float = min(2.0 ** min(message.deferrals, 6), 30.0)
-    return longest * random.uniform(0.5, 1.0)
 
 
 def _needs_store(message: Message) -> bool:

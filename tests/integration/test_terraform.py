@@ -15,6 +15,7 @@ from cloudq.deploy.aws_iam import Place, policy, trust
 from cloudq.deploy.aws_terraform import render
 from cloudq.deploy.plan import Plan, plan_of
 from cloudq.deploy.settings import parse
+from tests.servers import missing
 
 HOSTILE = 'a"b\\${var.app}%{if true}\n\u2028é'
 SETTINGS: dict[str, Any] = {
@@ -104,7 +105,7 @@ def plan() -> Plan:
 @pytest.fixture
 def module(plan: Plan, tmp_path: Path) -> Path:
     if shutil.which("terraform") is None:
-        pytest.skip("needs terraform: https://developer.hashicorp.com/terraform/install")
+        missing("terraform", "https://developer.hashicorp.com/terraform/install")
     for name, text in render(plan, parse(SETTINGS, "dev")).items():
         (tmp_path / name).write_text(text, "utf-8")
     return tmp_path

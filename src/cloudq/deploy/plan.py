@@ -14,6 +14,7 @@ from cloudq.adapters import Location
 from cloudq.app import CloudQ
 from cloudq.deploy.providers import DAY, Provider, ProviderName, has_functions, provider_of
 from cloudq.deploy.settings import RunsOn, Settings, Target
+from cloudq.durations import seconds
 from cloudq.errors import CannotExpress, CloudQError, ConfigError
 from cloudq.recurring import Recurring
 from cloudq.task import Task
@@ -297,7 +298,7 @@ def _task(app: CloudQ, task: Task[..., Any]) -> TaskPlan:
         queue=settings.queue or app.conf.route(task.name) or app.conf.default_queue,
         timeout=settings.timeout or app.conf.timeout,
         max_retries=retry.max_retries,
-        longest_wait=0.0 if retry.max_retries == 0 else float(retry.max_delay),  # type: ignore[arg-type]  # its __post_init__ made it seconds
+        longest_wait=0.0 if retry.max_retries == 0 else seconds(retry.max_delay, "max_delay"),
         needs_store=settings.needs_store,
     )
 
