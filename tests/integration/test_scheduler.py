@@ -529,6 +529,26 @@ def test_a_trigger_is_kept_in_awss_words_and_read_back_in_ours(site: Site, trigg
     with_timer(site, scenario)
 
 
+@pytest.mark.parametrize("name", ["bill", "x" * 58])
+def test_a_schedule_in_two_parts_of_which_one_is_paused_shows_as_different_and_is_mended(site: Site, name: str) -> None:
+    declared = tick(cron("0 9 1 * 1"), name=name)
+
+    async def scenario(timer: EventBridgeTimer) -> None:
+        async def step() -> Step:
+            (change,) = syncing.changes([declared], await timer.schedules())
+            await syncing.apply(timer, change)
+            return change.step
+
+        assert [await step(), await step()] == [Step.CREATE, Step.KEEP]
+        raw = site.firing.read()[0]
+        kept = {key: raw[key] for key in ("GroupName", "Name", "ScheduleExpression", "FlexibleTimeWindow", "Target", "Description")}
+        site.firing.scheduler.update_schedule(**kept, State="DISABLED")
+        assert [await step(), await step()] == [Step.UPDATE, Step.KEEP]
+        assert {each["State"] for each in site.firing.read()} == {"ENABLED"}
+
+    with_timer(site, scenario)
+
+
 def test_what_eventbridge_cannot_say_is_refused_with_the_nearest_that_it_can(site: Site) -> None:
     with pytest.raises(ConfigError, match=r"'tick'.*every 45s.*the nearest that can: every 1m"):
         with_timer(site, lambda timer: timer.put_schedule(tick(every(45))))

@@ -189,3 +189,21 @@ def test_what_a_limit_sends_away_is_not_sent_again_meanwhile() -> None:
     assert one.delay().id == second.id  # between the claim and the sending away
     world.finish(away)
     assert one.delay().id == second.id
+
+
+def test_a_run_keeps_its_key_however_soon_results_expire() -> None:
+    world = World(result_expires=600)
+
+    @world.app.task(name="long", idempotency_key="{order}", window="1m")
+    def long(order: int) -> None: ...
+
+    long.delay(7)
+    delivery = drive(world.app.broker.receive("default", max_messages=1, wait=0))[0]
+    job = world.job(delivery)
+    for _ in range(60):
+        world.clock.advance(15)
+        asyncio.run(Runner(world.app).renew(job, world.clock.time() + 30))
+        drive(world.app.broker.extend([delivery], 30))
+    long.delay(7)
+    duplicate = world.job(*drive(world.app.broker.receive("default", max_messages=1, wait=0)))
+    assert isinstance(duplicate.outcome, Later)
