@@ -61,6 +61,10 @@ requirements: .venv/.installed ## pin requirements/*.txt anew from pyproject.tom
 		pyproject.toml --extra aws --extra cli --group build --output-file requirements/demo.txt >/dev/null
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(ARGS) \
 		--group localstack --output-file requirements/localstack.txt >/dev/null
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(ARGS) \
+		--group infra --output-file requirements/infra.txt >/dev/null
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(ARGS) \
+		--group checkov --output-file requirements/checkov.txt >/dev/null
 
 setup: .venv/.installed ## make .venv, with everything the suite and the checks need
 

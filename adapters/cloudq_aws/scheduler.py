@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import math
 import re
@@ -18,13 +17,14 @@ from cloudq.broker import Broker, Outgoing
 from cloudq.claimcheck import SMALL
 from cloudq.clock import Clock, SystemClock
 from cloudq.errors import CannotExpress, CloudQError, ConfigError, MessageTooLarge, TimerError
+from cloudq.schedules.naming import EVENTBRIDGE_PREFIX, eventbridge_name, eventbridge_note, eventbridge_schedule
 from cloudq.timer import Schedule, TimerLimits, Trigger
 from cloudq_aws.client import client_for
 from cloudq_aws.errors import DENIED, Refusal, Service, mapped_to
 from cloudq_aws.sqs import entry, refusal, size_of, too_large
 from cloudq_aws.undelivered import SCHEDULED_TIME, SEND_MESSAGE
 
-__all__ = ["EventBridgeTimer", "Translated", "adapter", "schedule_name"]
+__all__ = ["EventBridgeTimer", "Translated", "adapter"]
 
 SERVICE: Final = "EventBridge Scheduler"
 
@@ -40,7 +40,6 @@ _HORIZON = 3650 * 86_400.0
 # AWS EventBridge Scheduler, "Quotas": 256 KB of input. API reference: names up to 64 characters, descriptions up to 512, 100 a page, and a
 # message is tried again for at most 185 times and 86,400 s.
 _INPUT = 256 * 1024
-_NAME_LENGTH = 64
 _DESCRIPTION = 512
 _PAGE = 100
 _RETRIES: Final = {"MaximumRetryAttempts": 185, "MaximumEventAgeInSeconds": 86_400}
@@ -50,8 +49,8 @@ _KEYWORD = "<aws.scheduler."
 _ESCAPED = _KEYWORD.replace("<", "\\u003c")
 _SLOT = "<slot>"
 
-_ONCE, _EVERY = "at", "every"
-"""What the names of one-time and of recurring schedules begin with."""
+_ONCE = "at"
+"""What the names of one-time schedules begin with."""
 _PARTS = 10
 """Expressions at most that a trigger is split into, each a schedule of AWS's."""
 
@@ -62,8 +61,7 @@ _ROUNDS = 5
 _READERS = 10
 """Schedules that are read at once."""
 
-_NAME = re.compile(r"[0-9A-Za-z_.-]+")
-_GROUP = re.compile(rf"[0-9A-Za-z_.-]{{1,{_NAME_LENGTH}}}")
+_GROUP = re.compile(r"[0-9A-Za-z_.-]{1,64}")
 _ROLE = re.compile(r"arn:(aws(?:-[a-z]+)*):iam::(\d{12}):role/[\w+=,.@/-]+")
 _ARN = re.compile(r"arn:[a-z-]+:sqs:([a-z0-9-]+):(\d{12}):([A-Za-z0-9_-]+(?:\.fifo)?)")
 _HOST = re.compile(r"(?:sqs\.)?([a-z0-9-]+)(?:\.queue)?\.amazonaws\.com(?:\.cn)?")
@@ -166,7 +164,7 @@ class EventBridgeTimer:
             return
         due = datetime.fromtimestamp(_minute(max(when, now + _LEAD)), UTC)
         await self._put(
-            _name(_ONCE, key),
+            eventbridge_name(_ONCE, key),
             ScheduleExpression=due.strftime("at(%Y-%m-%dT%H:%M:%S)"),
             ScheduleExpressionTimezone="UTC",
             ActionAfterCompletion="DELETE",
@@ -175,13 +173,13 @@ class EventBridgeTimer:
         )
 
     async def cancel(self, key: str) -> bool:
-        return await self._delete(_name(_ONCE, key))
+        return await self._delete(eventbridge_name(_ONCE, key))
 
     async def schedules(self) -> Sequence[Schedule]:
         names: list[str] = []
         token: dict[str, str] = {}
         while True:
-            page = await self._call("ListSchedules", _EVERY, NamePrefix=_EVERY, MaxResults=_PAGE, **token)
+            page = await self._call("ListSchedules", EVENTBRIDGE_PREFIX, NamePrefix=EVENTBRIDGE_PREFIX, MaxResults=_PAGE, **token)
             names += (found["Name"] for found in page["Schedules"])
             if not page.get("NextToken"):
                 break
@@ -202,8 +200,9 @@ class EventBridgeTimer:
             raise ConfigError(
                 f"schedule {schedule.name!r}: {schedule.trigger} takes {len(expressions)} expressions, and {_PARTS} is the most"
             )
-        name, message = schedule_name(schedule.name), schedule.message
-        notes = [_note(schedule, number, len(expressions)) for number in range(1, len(expressions) + 1)]
+        name, message = eventbridge_schedule(schedule.name), schedule.message
+        trigger, of = str(schedule.trigger), len(expressions)
+        notes = [eventbridge_note(schedule.name, schedule.queue, trigger, part=number, of=of) for number in range(1, of + 1)]
         if (longest := max(map(len, notes))) > _DESCRIPTION:
             raise TimerError(f"schedule {name!r}: its name, queue and trigger have {longest} characters together; {_DESCRIPTION} fit")
         if message.group is not None:  # each tick is a message of its own, also within the 5 minutes of SQS's deduplication
@@ -215,7 +214,7 @@ class EventBridgeTimer:
             counts = expression.startswith("rate(") and not isinstance(schedule.trigger, Kept)
             start = schedule.trigger.next_after(self._clock.time()) if counts else None
             replaced |= await self._put(
-                schedule_name(schedule.name, number),
+                eventbridge_schedule(schedule.name, number),
                 Description=note,
                 ScheduleExpression=expression,
                 ScheduleExpressionTimezone=timezone,
@@ -232,9 +231,9 @@ class EventBridgeTimer:
 
     async def _delete_parts(self, name: str, first: int) -> None:
         """The last before the first, so that none is left to be found without it."""
-        await asyncio.gather(*(self._delete(schedule_name(name, number)) for number in range(max(first, 2), _PARTS + 1)))
+        await asyncio.gather(*(self._delete(eventbridge_schedule(name, number)) for number in range(max(first, 2), _PARTS + 1)))
         if first == 1:
-            await self._delete(schedule_name(name))
+            await self._delete(eventbridge_schedule(name))
 
     async def close(self) -> None:
         await self._client.close()
@@ -328,7 +327,7 @@ class EventBridgeTimer:
             return None
         note = _noted(found.get("Description") or "")
         number = note.get("part", 1)
-        if not isinstance(note.get("name"), str) or type(number) is not int or schedule_name(note["name"], number) != name:
+        if not isinstance(note.get("name"), str) or type(number) is not int or eventbridge_schedule(note["name"], number) != name:
             return None
         target: dict[str, Any] = found["Target"]
         expression: str = found["ScheduleExpression"]
@@ -407,14 +406,6 @@ class _Part:
     """How many parts there are by our note."""
 
 
-def _note(schedule: Schedule, part: int, of: int) -> str:
-    """The description of a schedule of AWS's: what AWS does not keep elsewhere, and by which ours are known."""
-    said: dict[str, Any] = {"name": schedule.name, "queue": schedule.queue, "trigger": str(schedule.trigger)}
-    if of > 1:
-        said |= {"part": part, "of": of}
-    return json.dumps(said, ensure_ascii=False)
-
-
 def _noted(description: str) -> dict[str, Any]:
     """What a note says; nothing where it is none."""
     try:
@@ -446,19 +437,6 @@ def _expressions(trigger: Trigger) -> list[tuple[str, str]]:
         return [trigger.eventbridge_expression()]
 
     return [(str(expression), expression.timezone) for expression in eventbridge(trigger)]
-
-
-def schedule_name(name: str, part: int = 1) -> str:
-    """The name in EventBridge Scheduler of the recurring schedule ``name``, or of a further part of it."""
-    return _name(_EVERY if part == 1 else f"{_EVERY}{part}", name)
-
-
-def _name(kind: str, key: str) -> str:
-    """``at-KEY``; a key that is too long or has other characters gives ``at.HASH``, which no plain key can be."""
-    plain = f"{kind}-{key}"
-    if _NAME.fullmatch(plain) and len(plain) <= _NAME_LENGTH:
-        return plain
-    return f"{kind}.{hashlib.sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()[:40]}"
 
 
 def _minute(instant: float) -> int:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -14,13 +12,14 @@ from typing import Any, Final, NamedTuple, Protocol, cast, runtime_checkable
 
 from cloudq.broker import Outgoing
 from cloudq.errors import CannotExpress, CloudQError, ConfigError, EntryTooLarge, TimerError
+from cloudq.schedules.naming import cloud_scheduler_job, cloud_scheduler_note
 from cloudq.timer import Schedule, Trigger
 from cloudq_gcp.client import Api, Client
 from cloudq_gcp.cloud_tasks import too_large
 from cloudq_gcp.errors import Refusal, Service, mapped_to
 from cloudq_gcp.pubsub import refusal
 
-__all__ = ["CloudScheduler", "Translated", "job_id", "note"]
+__all__ = ["CloudScheduler", "Translated"]
 
 SERVICE: Final = "Cloud Scheduler"
 
@@ -53,7 +52,7 @@ class Translated(Protocol):
 
 
 class CloudScheduler:
-    """The jobs of ``app`` in ``location`` (``projects/P/locations/L``): those whose description is our note (``note``), and no others.
+    """The jobs of ``app`` in ``location`` (``projects/P/locations/L``): those whose description is our note, and no others.
 
     A schedule is a job; one whose trigger takes two expressions (a day of the month or a weekday) is two.
     """
@@ -98,7 +97,9 @@ class CloudScheduler:
             )
         replaced = False
         for number, (expression, timezone) in enumerate(expressions, 1):
-            description = note(self._app, schedule, part=number, of=len(expressions))
+            description = cloud_scheduler_note(
+                self._app, schedule.name, schedule.queue, str(schedule.trigger), part=number, of=len(expressions)
+            )
             self._check(schedule, topic, description)
             replaced |= await self._put(schedule, number, topic, description, expression, timezone)
         if replaced:
@@ -153,7 +154,7 @@ class CloudScheduler:
         await self._client.close()
 
     def _name(self, schedule: str, number: int = 1) -> str:
-        return f"{self._location}/jobs/{job_id(self._app, schedule, number)}"
+        return f"{self._location}/jobs/{cloud_scheduler_job(self._app, schedule, number)}"
 
     def _check(self, schedule: Schedule, topic: str, description: str) -> None:
         """Refuse what Google would: at once, as nobody would be there to be told when it fires."""
@@ -258,21 +259,6 @@ def _expressions(trigger: Trigger) -> list[tuple[str, str]]:
         return [trigger.cloud_scheduler_expression()]
 
     return [(str(expression), expression.timezone) for expression in cloud_scheduler(trigger)]
-
-
-def job_id(app: str, schedule: str, part: int = 1) -> str:
-    """The id of a schedule's job: readable, of characters and a length that Google allows, and unlike that of any other."""
-    further = f"\0{part}" if part > 1 else ""
-    digest = hashlib.sha256(f"{app}\0{schedule}{further}".encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    return "-".join([*(re.sub("[^A-Za-z0-9_]+", "-", part)[:60] for part in (app, schedule)), digest])
-
-
-def note(app: str, schedule: Schedule, *, part: int = 1, of: int = 1) -> str:
-    """The description of a schedule's job: what Google does not keep elsewhere, and by which the jobs of an app are known."""
-    said: dict[str, Any] = {"app": app, "name": schedule.name, "queue": schedule.queue, "trigger": str(schedule.trigger)}
-    if of > 1:
-        said |= {"part": part, "of": of}
-    return json.dumps(said, ensure_ascii=False, separators=(",", ":"))
 
 
 def _paused(job: Any) -> bool:

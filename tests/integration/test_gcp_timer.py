@@ -26,9 +26,9 @@ from cloudq.errors import ConfigError, MessageTooLarge, TaskRevoked, TimerError
 from cloudq.memory import MemoryBroker, MemoryStore
 from cloudq.runner import Runner
 from cloudq.schedules import cron, every
+from cloudq.schedules.naming import cloud_scheduler_job, cloud_scheduler_note
 from cloudq.settle import Verdict, settle
 from cloudq.timer import Schedule, Trigger
-from cloudq_gcp.cloud_scheduler import job_id, note
 from cloudq_gcp.naming import Naming
 from cloudq_gcp.pubsub import PubSubBroker
 from cloudq_gcp.timer import GoogleTimer, adapter
@@ -438,6 +438,10 @@ class Cron:
         return "as written"
 
 
+def note(app: str, schedule: Schedule) -> str:
+    return cloud_scheduler_note(app, schedule.name, schedule.queue, str(schedule.trigger))
+
+
 def tick(site: Site, trigger: Trigger | None = None, **changes: Any) -> Schedule:
     message = Outgoing(body='{"slot":"<slot>"}', attributes={"k": "v"})
     return replace(Schedule(name="tick", queue=site.work, message=message, trigger=trigger or Cron()), **changes)
@@ -447,7 +451,7 @@ def test_a_schedule_is_a_job_that_is_read_back_as_it_was_put_and_can_be_put_agai
     async def scenario(timer: GoogleTimer) -> None:
         await timer.put_schedule(tick(site, paused=True))
         (job,) = site.api.jobs.values()
-        assert job.name == f"{PLACE}/jobs/{job_id('shop', 'tick')}"
+        assert job.name == f"{PLACE}/jobs/{cloud_scheduler_job('shop', 'tick')}"
         assert (job.schedule, job.time_zone, job.state.name, job.retry_config.retry_count) == ("30 2 * * 1-5", "Europe/Berlin", "PAUSED", 5)
         assert job.pubsub_target.topic_name == f"projects/{PROJECT}/topics/{site.work}"
         assert (job.pubsub_target.data, dict(job.pubsub_target.attributes)) == (b'{"slot":"<slot>"}', {"k": "v"})
@@ -489,7 +493,7 @@ def test_a_trigger_is_kept_in_googles_words_and_read_back_in_ours(site: Site, tr
         assert sorted(job.schedule for job in site.api.jobs.values()) == sorted(expressions)
         (found,) = await timer.schedules()
         assert (found.trigger, found.paused) == (trigger, True)
-        job = site.api.jobs[f"{PLACE}/jobs/{job_id('shop', 'tick')}"]
+        job = site.api.jobs[f"{PLACE}/jobs/{cloud_scheduler_job('shop', 'tick')}"]
         site.api.jobs[job.name] = type(job)(job, schedule="1 1 1 1 *")
         (found,) = await timer.schedules()
         assert "1 1 1 1 *" in str(found.trigger)  # what somebody has changed since is told as it is
@@ -531,7 +535,7 @@ def test_schedules_are_listed_over_all_pages(site: Site) -> None:
         (job,) = site.api.jobs.values()
         for number in range(600):
             schedule = tick(site, name=f"tick {number}")
-            name = f"{PLACE}/jobs/{job_id('shop', schedule.name)}"
+            name = f"{PLACE}/jobs/{cloud_scheduler_job('shop', schedule.name)}"
             site.api.jobs[name] = type(job)(job, name=name, description=note("shop", schedule))
         return len(await timer.schedules())
 
@@ -578,7 +582,7 @@ def test_what_a_job_cannot_keep_is_refused(site: Site) -> None:
 
 def test_job_ids_are_plain_and_stay_apart() -> None:
     pairs = [("shop", "a-b"), ("shop-a", "b"), ("shop", "a b"), ("shop", "x" * 300), ("shop", "x" * 301), ("Straße", "täglich")]
-    ids = [job_id(*pair) for pair in pairs]
+    ids = [cloud_scheduler_job(*pair) for pair in pairs]
     assert len(set(ids)) == len(ids)
     assert all(set(each) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") and len(each) < 150 for each in ids)
     assert ids[0].startswith("shop-a-b-")

@@ -27,10 +27,11 @@ from cloudq.letters import Match
 from cloudq.memory import MemoryBroker, MemoryStore
 from cloudq.runner import Runner
 from cloudq.schedules import cron, every
+from cloudq.schedules.naming import eventbridge_schedule
 from cloudq.settle import Verdict, settle
 from cloudq.syncing import Step
 from cloudq.timer import Schedule, Trigger
-from cloudq_aws.scheduler import EventBridgeTimer, adapter, schedule_name
+from cloudq_aws.scheduler import EventBridgeTimer, adapter
 from cloudq_aws.server import serve_in_thread
 from cloudq_aws.sqs import SQSBroker
 from tests.proxy import Answer, Cut, Proxy, first, proxy
@@ -364,8 +365,8 @@ def test_names_keep_to_64_plain_characters_and_stay_apart(site: Site) -> None:
             assert await timer.cancel(key)
 
     with_timer(site, scenario)
-    assert schedule_name("daily") == "every-daily"
-    assert schedule_name("x" * 100) == schedule_name("x" * 100) != schedule_name("x" * 101)
+    assert eventbridge_schedule("daily") == "every-daily"
+    assert eventbridge_schedule("x" * 100) == eventbridge_schedule("x" * 100) != eventbridge_schedule("x" * 101)
 
 
 def test_a_queue_by_its_arn_or_url_needs_no_broker(site: Site) -> None:

@@ -96,24 +96,26 @@ def deploy(
     diff: Annotated[bool, typer.Option("--diff", help="Show what would change, and write nothing.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Write nothing, and leave 1 where anything would change; for CI.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Write over files that were edited, too.")] = False,
+    templates: Annotated[
+        Path | None, typer.Option("--templates", metavar="DIR", help="Templates of your own: each stands for the one of its name.")
+    ] = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Write the infrastructure of the app as files that are yours; so far for [bold]aws-terraform[/].
+    """Write the infrastructure of the app as files that are yours.
 
     A later run writes what has changed. A file that somebody has edited stays as it is, which is said, and the exit code is then 1.
 
     [dim]cloudq deploy aws-terraform --stage prod --out infrastructure/prod[/]
     """
     from cloudq.deploy import writing
-    from cloudq.deploy.aws_terraform import render
+    from cloudq.deploy.targets import folder_of, values_of
+    from cloudq_templates import render
 
     made, settings, problems = planned(state_of(context), target, stage)
     show_problems(problems)
     if made is None or settings is None or any(each.level == "error" for each in problems):
         raise typer.Exit(USAGE)
-    if made.target != "aws-terraform":
-        raise ConfigError(f"{made.target} can be planned, and not yet be written; aws-terraform can")
-    found = writing.changes(render(made, settings), folder)
+    found = writing.changes(render(folder_of(made.target), values_of(made, settings), templates), folder)
     edited = [each.name for each in found if each.step is writing.Step.EDITED]
     if not (diff or check):
         writing.write(found, folder, force=force)

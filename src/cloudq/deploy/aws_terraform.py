@@ -1,38 +1,17 @@
-"""The target ``aws-terraform``: a static HCL module, and the plan as the data that it reads. Pure but for reading the module's files."""
+"""The target ``aws-terraform``: the plan as the data that a static HCL module reads. Pure."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from importlib.resources import files
-from typing import Any, Final
+from typing import Any
 
 from cloudq.deploy.aws_iam import Place, policy, trust
 from cloudq.deploy.plan import Plan
 from cloudq.deploy.settings import Settings
-from cloudq.errors import ConfigError
 
-DATA: Final = "cloudq.auto.tfvars.json"
-"""The one file that each run writes anew; the others belong to the user once they are there."""
-
-
-def render(plan: Plan, settings: Settings) -> Mapping[str, str]:
-    """The files by name: the module as it ships, and the data. The same plan gives the same bytes.
-
-    Schedules are not among them: ``cloudq schedule sync`` puts them into the group that is made here. Raises ConfigError for
-    containers and secrets.
-    """
-    if plan.containers:
-        names = ", ".join(each.queue for each in plan.containers)
-        raise ConfigError(
-            f'aws-terraform has no containers yet: run the queues {names} on "function", or on "none" and workers of your own'
-        )
-    if settings.secrets:
-        raise ConfigError("aws-terraform hands no secrets to functions yet: have the app read them, and take them out of the settings")
-    folder = files("cloudq_templates").joinpath("aws_terraform")
-    module = {each.name: each.read_text("utf-8") for each in folder.iterdir() if each.name.endswith(".tf")}
-    data = json.dumps(variables(plan, settings), indent=2, sort_keys=True, ensure_ascii=True) + "\n"
-    return dict(sorted({**module, DATA: data}.items()))
+def values(plan: Plan, settings: Settings) -> dict[str, Any]:
+    """What the templates are given."""
+    return {"variables": variables(plan, settings)}
 
 
 def variables(plan: Plan, settings: Settings) -> dict[str, Any]:

@@ -12,11 +12,14 @@ from typing import Any, Final, Literal, TypeAlias
 from cloudq import claimcheck
 from cloudq.adapters import Location
 from cloudq.app import CloudQ
+from cloudq.broker import Outgoing
 from cloudq.deploy.providers import DAY, Provider, ProviderName, has_functions, provider_of
 from cloudq.deploy.settings import RunsOn, Settings, Target
 from cloudq.durations import seconds
 from cloudq.errors import CannotExpress, CloudQError, ConfigError
 from cloudq.recurring import Recurring
+from cloudq.schedules.expressions import Expression
+from cloudq.schedules.naming import cloud_scheduler_job, cloud_scheduler_note, eventbridge_note, eventbridge_schedule
 from cloudq.task import Task
 
 VERSION: Final = 1
@@ -115,6 +118,10 @@ class Part:
 
     expression: str
     timezone: str
+    name: str
+    """Of what the provider keeps for it."""
+    description: str
+    """By which drivers know it, and what it belongs to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +149,11 @@ class SchedulePlan:
     refused: str | None
     steps: tuple[Step, ...]
     """Its calls; the first goes to ``queue``."""
+    body: str
+    """Of the message that each fire sends, with ``<slot>`` where the instant goes that it is for."""
+    group: str | None
+    """The message's ordering key."""
+    tenant: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,10 +319,12 @@ def _schedule(app: CloudQ, each: Recurring, provider: Provider) -> SchedulePlan:
     refused: str | None = None
     parts: list[Part] = []
     steps: Sequence[Mapping[str, Any]] = ()
+    tick: Outgoing | None = None
     try:
-        steps = each.steps(app)
+        steps, tick = each.steps(app), each.schedule(app).message
         if provider.expressions is not None:
-            parts = [Part(expression=str(found), timezone=found.timezone) for found in provider.expressions(each.trigger)]
+            found = provider.expressions(each.trigger)
+            parts = [_part(app, each, provider, expression, number, len(found)) for number, expression in enumerate(found, 1)]
     except CannotExpress as error:
         refused = str(error)
     except CloudQError as error:
@@ -327,7 +341,21 @@ def _schedule(app: CloudQ, each: Recurring, provider: Provider) -> SchedulePlan:
         parts=tuple(parts),
         refused=refused,
         steps=calls,
+        body=tick.body if tick else "",
+        group=tick.group if tick else None,
+        tenant=tick.tenant if tick else None,
     )
+
+
+def _part(app: CloudQ, each: Recurring, provider: Provider, expression: Expression, number: int, of: int) -> Part:
+    queue, trigger = each.queue(app), str(each.trigger)
+    if provider.name == "gcp":
+        name = cloud_scheduler_job(app.name, each.name, number)
+        description = cloud_scheduler_note(app.name, each.name, queue, trigger, part=number, of=of)
+    else:
+        name = eventbridge_schedule(each.name, number)
+        description = eventbridge_note(each.name, queue, trigger, part=number, of=of)
+    return Part(expression=str(expression), timezone=expression.timezone, name=name, description=description)
 
 
 def _flat(steps: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
