@@ -35,6 +35,7 @@ RAW = "raw loop, bytes only, 16 pulls of 1,000"
 BASE = "cloudq, 1,000 sync tasks at once"
 CASES = [
     Case(RAW, "pubsub_raw.py", "bytes-16-1000", many=60_000),
+    Case("raw loop, bytes only, over the client's own async API", "pubsub_raw.py", "api-16-1000", many=60_000),
     Case("raw loop with JSON, 16 pulls of 1,000", "pubsub_raw.py", "json-16-1000", many=60_000),
     Case(BASE, "pubsub_cloudq.py", "sync-1000", many=40_000),
     Case("cloudq, 100 sync tasks at once", "pubsub_cloudq.py", "sync-100", many=20_000),

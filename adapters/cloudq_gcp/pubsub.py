@@ -139,7 +139,7 @@ class PubSubBroker:
     # ------------------------------------------------------------------ sending
 
     async def send(self, queue: str, messages: Sequence[Outgoing]) -> Sequence[SendError | None]:
-        answers: list[SendError | None] = [refusal(queue, message) for message in messages]
+        answers = [None if _is_plain(message) else refusal(queue, message) for message in messages]
         entries = [index for index, answer in enumerate(answers) if answer is None]
         if entries:
             await self._publish(queue, messages, entries, answers)
@@ -355,6 +355,12 @@ def refusal(queue: str, message: Outgoing) -> SendError | None:
     if message.group is not None and not 0 < len(_bytes(message.group)) <= _KEY:
         return _refused(queue, f"its ordering key must have 1 to {_KEY:,} bytes", "InvalidOrderingKey")
     return _refused_attributes(queue, message.attributes) if message.attributes else None
+
+
+def _is_plain(message: Outgoing) -> bool:
+    """Whether it is a small ASCII body and nothing else, as most are: then there is nothing to refuse."""
+    body = message.body
+    return 0 < len(body) <= _BYTES and body.isascii() and not message.delay and message.group is None and not message.attributes
 
 
 def _refused_attributes(queue: str, attributes: Mapping[str, str]) -> SendError | None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeVar, Unpack
 from cloudq import adapters, calls, records, signals, states
 from cloudq import result as results
 from cloudq.broker import Broker, CreatesQueues
+from cloudq.bulk import Bulk
 from cloudq.calls import Prepared
 from cloudq.clock import Clock, SystemClock
 from cloudq.config import Config, Queue
@@ -505,17 +506,17 @@ class CloudQ:
         """
         if self.conf.task_always_eager:
             return [self.send_signature(each) for each in signatures]
-        prepared = [self._prepare_signature(each) for each in signatures]
-        sent = self._dispatch_many([each for each in prepared if not self._held_back(each)])
-        return sent if len(sent) == len(prepared) else [results.AsyncResult(each.id, self) for each in prepared]
+        prepared, ids = self._prepare_many(signatures)
+        sent = self._dispatch_many(prepared)
+        return sent if len(sent) == len(ids) else [results.AsyncResult(id, self) for id in ids]
 
     async def asend_many(self, signatures: Iterable[Signature[R]]) -> list[results.AsyncResult[R]]:
         """``send_many`` for a coroutine."""
         if self.conf.task_always_eager:
             return [self.send_signature(each) for each in signatures]
-        prepared = [self._prepare_signature(each) for each in signatures]
-        sent = await self._adispatch_many([each for each in prepared if not self._held_back(each)])
-        return sent if len(sent) == len(prepared) else [results.AsyncResult(each.id, self) for each in prepared]
+        prepared, ids = self._prepare_many(signatures)
+        sent = await self._adispatch_many(prepared)
+        return sent if len(sent) == len(ids) else [results.AsyncResult(id, self) for id in ids]
 
     @contextmanager
     def batch(self) -> Generator[None, None, None]:
@@ -603,9 +604,11 @@ class CloudQ:
 
     # ------------------------------------------------------------------
 
-    def _prepare_signature(self, signature: Signature[Any]) -> Prepared:
-        task = self.tasks.get(signature.task)
-        return calls.prepare(self, signature.task, task, signature.args, signature.kwargs, signature.options or None, each=signature.each)
+    def _prepare_many(self, signatures: Iterable[Signature[Any]]) -> tuple[Bulk, list[str]]:
+        """Those to be sent now, and the ids of all."""
+        bulk = calls.prepare_many(self, signatures, bare=self._open_batch() is None)
+        held = {index for index, each in bulk.whole.items() if self._held_back(calls.prepared_of(self, each))}
+        return (Bulk(bulk.entry(index) for index in range(len(bulk)) if index not in held) if held else bulk), bulk.ids
 
     def _open_batch(self) -> _Batch | None:
         batch = self._batch.get()
@@ -700,7 +703,7 @@ class CloudQ:
         if self.hooks.after_send:
             call_quietly(self.hooks.after_send, _message(prepared), prepared.queue)
 
-    def _dispatch_many(self, prepared: Sequence[Prepared]) -> list[results.AsyncResult[Any]]:
+    def _dispatch_many(self, prepared: Sequence[Prepared] | Bulk) -> list[results.AsyncResult[Any]]:
         failed = self.sender.send_many(prepared)
         accepted = self._accepted(prepared, failed)
         if accepted:
@@ -710,7 +713,7 @@ class CloudQ:
                 logger.warning("QUEUED could not be recorded in time for all of %d tasks", len(accepted))
         return self._sent_many(prepared, failed)
 
-    async def _adispatch_many(self, prepared: Sequence[Prepared]) -> list[results.AsyncResult[Any]]:
+    async def _adispatch_many(self, prepared: Sequence[Prepared] | Bulk) -> list[results.AsyncResult[Any]]:
         failed = await self.sender.asend_many(prepared)
         accepted = self._accepted(prepared, failed)
         if accepted:
@@ -720,18 +723,20 @@ class CloudQ:
                 logger.warning("QUEUED could not be recorded in time for all of %d tasks", len(accepted))
         return self._sent_many(prepared, failed)
 
-    def _accepted(self, prepared: Sequence[Prepared], failed: Mapping[int, Exception]) -> list[Prepared]:
+    def _accepted(self, prepared: Sequence[Prepared] | Bulk, failed: Mapping[int, Exception]) -> list[Prepared]:
         """The calls whose QUEUED is to be recorded."""
         if self.store is None:
             return []
-        return [each for index, each in enumerate(prepared) if index not in failed and self._tracked(each)]
+        accepted = (calls.prepared_of(self, each) for index, each in enumerate(prepared) if index not in failed)
+        return [each for each in accepted if self._tracked(each)]
 
-    def _sent_many(self, prepared: Sequence[Prepared], failed: Mapping[int, Exception]) -> list[results.AsyncResult[Any]]:
+    def _sent_many(self, prepared: Sequence[Prepared] | Bulk, failed: Mapping[int, Exception]) -> list[results.AsyncResult[Any]]:
         if self.hooks.after_send:
             for index, each in enumerate(prepared):
                 if index not in failed:
-                    call_quietly(self.hooks.after_send, _message(each), each.queue)
-        handles: list[results.AsyncResult[Any]] = [results.AsyncResult(each.id, self) for each in prepared]
+                    call_quietly(self.hooks.after_send, _message(calls.prepared_of(self, each)), each.queue)
+        ids = prepared.ids if isinstance(prepared, Bulk) else [each.id for each in prepared]
+        handles: list[results.AsyncResult[Any]] = [results.AsyncResult(id, self) for id in ids]
         if failed:
             first = next(iter(failed.values()))
             raise BatchSendError(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from cloudq.broker import Outgoing
+from cloudq.bulk import Addressed, Bulk
 from cloudq.durations import seconds
 from cloudq.errors import ArgumentsError, DelayError
-from cloudq.message import MAX_ID, VERSION, Message, check_nesting, encode_call, new_id
+from cloudq.message import MAX_ID, VERSION, Message, check_nesting, decode, encode_call, new_id, new_ids, parse
 from cloudq.request import current
 from cloudq.signature import NO_OPTIONS, CallOptions, Canvas, Signature
 from cloudq.values import dumps
@@ -97,6 +98,37 @@ def prepare(
     return Prepared(id, queue, outgoing, message, task, after_commit=options.get("after_commit", False))
 
 
+def prepare_signature(app: CloudQ, signature: Signature[Any]) -> Prepared:
+    """``prepare`` for a call as a value."""
+    name, options = signature.task, signature.options or None
+    return prepare(app, name, app.tasks.get(name), signature.args, signature.kwargs, options, each=signature.each)
+
+
+def prepare_many(app: CloudQ, signatures: Iterable[Signature[Any]], *, bare: bool) -> Bulk:
+    """Build the messages of many calls; with ``bare`` those that hold no more than arguments have no object of their own, else each is
+    Prepared. Raises as ``prepare`` does."""
+    bulk, bare = Bulk(), bare and not app.hooks.before_send and current.get() is None
+    add, time, largest, ids = bulk.add_bare, app.clock.time, app.broker.limits.body, new_ids()
+    known: dict[str, tuple[Task[..., Any], str] | None] = {}
+    for signature in signatures:
+        name = signature.task
+        if name not in known:
+            task = app.tasks.get(name)
+            known[name] = (task, queue_of(app, name, task, None)) if bare and task is not None and task.is_plain else None
+        found = known[name]
+        if found is None or signature.options or signature.kwargs or signature.each:
+            bulk.add(prepare_signature(app, signature))
+            continue
+        task, queue = found
+        args, _ = task.codec.encode(signature.args, NO_FIELDS)
+        id = next(ids)
+        body = encode_call(id, task.name_json, encoded(args, name) if args else "[]", time())
+        if len(body) > largest:
+            app.sender.check(Outgoing(body=body), what=f"task {name!r}")
+        add(id, queue, body)
+    return bulk
+
+
 def is_waited_for(app: CloudQ, prepared: Prepared) -> bool:
     """Whether the call waits in the timer, and its end, should it be revoked there, is to be told to others."""
     message = prepared.message
@@ -105,6 +137,14 @@ def is_waited_for(app: CloudQ, prepared: Prepared) -> bool:
         and prepared.outgoing.delay > app.broker.limits.delay
         and (message.has_follow_ups or bool(message.link_error) or message.flow is not None)
     )
+
+
+def prepared_of(app: CloudQ, entry: Addressed) -> Prepared:
+    """An entry of a bulk, with its message and its task."""
+    if isinstance(entry, Prepared):
+        return entry
+    message = decode(parse(entry.outgoing.body))
+    return Prepared(entry.id, entry.queue, entry.outgoing, message, app.tasks.get(message.task))
 
 
 def outgoing_of(message: Message, *, delay: float = 0.0) -> Outgoing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Final, Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -52,6 +52,7 @@ class Coalescer(Generic[Item]):
         self._waiting: deque[Item] = deque()
         self._weights: deque[int] = deque()  # beside, because a pair for each item is one more thing for the collector to walk
         self._total = 0
+        self._requests: deque[Callable[[], Awaitable[None]]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self._due = False
@@ -62,7 +63,7 @@ class Coalescer(Generic[Item]):
     @property
     def busy(self) -> bool:
         """Whether items wait or requests are in flight."""
-        return bool(self._waiting or self._tasks)
+        return bool(self._waiting or self._requests or self._tasks)
 
     @property
     def pending(self) -> list[Item]:
@@ -83,6 +84,11 @@ class Coalescer(Generic[Item]):
         elif self._timer is None:
             self._wait(0.0 if self._eager and not self._tasks else self._pause)
 
+    def add_request(self, perform: Callable[[], Awaitable[None]]) -> None:
+        """Queue a request that is full already: it takes its turn among the batches. It must not raise."""
+        self._requests.append(perform)
+        self._go()
+
     def flush(self) -> None:
         """Send what waits without lingering."""
         self._due = True
@@ -90,7 +96,7 @@ class Coalescer(Generic[Item]):
 
     async def drain(self) -> None:
         """Send what waits and return when nothing waits and nothing is in flight."""
-        while self._waiting or self._tasks:
+        while self.busy:
             self.flush()
             if self._tasks:
                 await asyncio.wait(set(self._tasks), return_when=asyncio.FIRST_COMPLETED)
@@ -118,9 +124,9 @@ class Coalescer(Generic[Item]):
                 break
             if not full:
                 self._due = False
-            task = asyncio.get_running_loop().create_task(self._request(self._take()))
-            self._tasks.add(task)
-            task.add_done_callback(self._ended)
+            self._start(self._request(self._take()))
+        while self._requests and len(self._tasks) < self._limit:
+            self._start(self._timed(self._requests.popleft()()))
         if not self._waiting:
             self._due = False
             if self._timer is not None:
@@ -128,6 +134,11 @@ class Coalescer(Generic[Item]):
                 self._timer = None
         elif self._timer is None and len(self._tasks) < self._limit:
             self._wait(self._pause)
+
+    def _start(self, request: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(request)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
 
     def _take(self) -> list[Item]:
         batch: list[Item] = []
@@ -143,15 +154,18 @@ class Coalescer(Generic[Item]):
         return batch
 
     async def _request(self, batch: list[Item]) -> None:
+        await self._timed(self._perform(batch))
+        self._owed += len(batch)
+
+    async def _timed(self, request: Awaitable[None]) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        await self._perform(batch)
+        await request
         self._trip += (loop.time() - began - self._trip) / 4
-        self._owed += len(batch)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             asyncio.get_running_loop().call_exception_handler({"message": "a coalesced request failed", "exception": error, "task": task})
-        if self._waiting:
+        if self._waiting or self._requests:
             self._go()

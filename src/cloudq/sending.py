@@ -9,10 +9,12 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from cloudq import claimcheck
 from cloudq.broker import Broker, Outgoing
+from cloudq.bulk import Addressed, Bulk, Entry, bulk_of, weigh
 from cloudq.coalesce import IN_FLIGHT, Coalescer
 from cloudq.errors import (
     BrokerError,
@@ -44,28 +46,6 @@ PAUSES: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 TRYING: Final = 0.9
 """Of the time that a call waits, in which failed entries are repeated: so that it hears why."""
 
-SLICE: Final = 1000
-"""Entries of ``send_many`` that are handed to the I/O loop at a time: it sends them while the next are made."""
-
-
-class Addressed(Protocol):
-    """An entry of ``send_many``: a message, where it goes, and the id of its task."""
-
-    @property
-    def queue(self) -> str: ...
-    @property
-    def outgoing(self) -> Outgoing: ...
-    @property
-    def id(self) -> str: ...
-
-
-class Entry(NamedTuple):
-    """An ``Addressed`` with nothing more."""
-
-    queue: str
-    outgoing: Outgoing
-    id: str
-
 
 @dataclass(slots=True, eq=False, repr=False)
 class Parcel:
@@ -84,6 +64,53 @@ class Parcel:
 
 
 @dataclass(slots=True, eq=False, repr=False)
+class Tally:
+    """The answers to all entries of one ``send_many``; used on the I/O loop only, so that the count needs no lock."""
+
+    left: int
+    done: Callable[[], None]
+    failed: dict[int, Exception] = field(default_factory=dict[int, Exception])
+    answered: bytearray = field(init=False)
+    """1 at the index of each that has an answer."""
+
+    def __post_init__(self) -> None:
+        self.answered = bytearray(self.left)
+
+    def tell(self, index: int, answer: Answer) -> None:
+        """One of them."""
+        if answer is not None:
+            self.failed[index] = answer
+        self._count((index,))
+
+    def accept(self, indices: Sequence[int]) -> None:
+        """Those that were taken."""
+        self._count(indices)
+
+    def _count(self, indices: Sequence[int]) -> None:
+        for index in indices:
+            self.answered[index] = 1
+        self.left -= len(indices)
+        if not self.left:
+            self.done()
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Load:
+    """A full request of one ``send_many``, whose messages are made when it is its turn."""
+
+    queue: str
+    entries: Bulk
+    indices: Sequence[int]
+    tally: Tally
+    give_up: float
+
+    def parcel(self, index: int) -> Parcel:
+        """One of its messages, for itself."""
+        entries = self.entries
+        return Parcel(self.queue, entries.outgoing(index), entries.ids[index], self.tally.tell, self.give_up, index)
+
+
+@dataclass(slots=True, eq=False, repr=False)
 class Sender:
     """All sends of an app, from any thread, loop or process after a fork.
 
@@ -97,7 +124,7 @@ class Sender:
     patience: float = 30.0
     sealing: Sealing | None = None
     """Signs and encrypts what is sent."""
-    _inbox: deque[Parcel] = field(default_factory=deque[Parcel])
+    _inbox: deque[Parcel | Load] = field(default_factory=lambda: deque())
     _signalled: bool = False
     _lanes: dict[tuple[str, bool], Coalescer[Parcel]] = field(default_factory=lambda: {})
     checks: claimcheck.ClaimChecks | None = field(init=False)
@@ -217,31 +244,33 @@ class Sender:
 
     # ------------------------------------------------------------------ many, by one caller
 
-    def send_many(self, entries: Sequence[Addressed]) -> dict[int, Exception]:
+    def send_many(self, entries: Sequence[Addressed] | Bulk) -> dict[int, Exception]:
         """Send entries in full batches; returns the errors by index, empty when all were accepted.
 
         Waits ``patience`` seconds for each 10,000 entries at most; what is unconfirmed then is SendUnknown.
         """
-        if not entries:
+        if not len(entries):
             return {}
         if (sealing := self.sealing) is not None:
-            entries = [Entry(each.queue, self._sealed(sealing, each.outgoing), each.id) for each in entries]
-        if self._all_at_once(entries):
-            return drive(self._send_many_local(entries))
+            entries = Bulk(Entry(each.queue, self._sealed(sealing, each.outgoing), each.id) for each in entries)
+        bulk = bulk_of(entries)
+        if self._all_at_once(bulk):
+            return drive(self._send_many_local(bulk))
         self._refuse_own_thread()
         done = threading.Event()
-        answers = self._post_many(entries, done.set)
-        done.wait(self._patience_for(len(entries)))
-        return self._failures(entries, answers)
+        tally = self._post_many(bulk, done.set)
+        done.wait(self._patience_for(len(bulk)))
+        return self._failures(bulk, tally)
 
-    async def asend_many(self, entries: Sequence[Addressed]) -> dict[int, Exception]:
+    async def asend_many(self, entries: Sequence[Addressed] | Bulk) -> dict[int, Exception]:
         """``send_many`` for a coroutine on any loop."""
-        if not entries:
+        if not len(entries):
             return {}
         if (sealing := self.sealing) is not None:
-            entries = [Entry(each.queue, await self._asealed(sealing, each.outgoing), each.id) for each in entries]
-        if self._all_at_once(entries):
-            return await self._send_many_local(entries)
+            entries = Bulk([Entry(each.queue, await self._asealed(sealing, each.outgoing), each.id) for each in entries])
+        bulk = bulk_of(entries)
+        if self._all_at_once(bulk):
+            return await self._send_many_local(bulk)
         loop = asyncio.get_running_loop()
         done = asyncio.Event()
 
@@ -249,41 +278,46 @@ class Sender:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(done.set)
 
-        answers = self._post_many(entries, tell)
+        tally = self._post_many(bulk, tell)
         try:
-            async with asyncio.timeout(self._patience_for(len(entries))):
+            async with asyncio.timeout(self._patience_for(len(bulk))):
                 await done.wait()
         except TimeoutError:
             pass
-        return self._failures(entries, answers)
+        return self._failures(bulk, tally)
 
-    def _post_many(self, entries: Sequence[Addressed], done: Callable[[], None]) -> list[Answer | bool]:
-        answers: list[Answer | bool] = [False] * len(entries)  # False: not known yet
-        left = len(entries)
+    def _post_many(self, entries: Bulk, done: Callable[[], None]) -> Tally:
+        """Full batches go as they are; what is left over, and what needs more than to be sent, goes the way of single messages."""
+        tally, give_up = Tally(len(entries), done), time.monotonic() + TRYING * self.patience
+        limits, everything = self.broker.limits, range(len(entries))
+        plain: Sequence[int] = [i for i in everything if self._goes_as_it_is(entries, i)] if entries.whole or self.checks else everything
+        batches = entries.packed(plain, limits.batch, limits.batch_bytes)
+        last = {queue: at for at, (queue, _) in enumerate(batches)}
+        loads: list[Parcel | Load] = []
+        full = bytearray(len(entries))
+        for at, (queue, indices) in enumerate(batches):
+            if at < last[queue] or len(indices) == limits.batch:
+                loads.append(Load(queue, entries, indices, tally, give_up))
+                for index in indices:
+                    full[index] = 1
+        rest = (entries.entry(index) if not full[index] else None for index in everything)
+        singles = [Parcel(each.queue, each.outgoing, each.id, tally.tell, give_up, i) for i, each in enumerate(rest) if each is not None]
+        self._post([*loads, *singles])
+        return tally
 
-        def tell(index: int, answer: Answer) -> None:  # always on the I/O loop, so that the count needs no lock
-            nonlocal left
-            answers[index] = answer
-            left -= 1
-            if not left:
-                done()
+    def _goes_as_it_is(self, entries: Bulk, index: int) -> bool:
+        """Whether it can be a part of any request: it has neither a delay nor an order to keep, and its body is small."""
+        entry = entries.whole.get(index)
+        if entry is not None and (entry.outgoing.delay or entry.outgoing.group is not None):
+            return False
+        return self.checks is None or entries.size(index) <= claimcheck.SMALL
 
-        if not entries:
-            done()
-        give_up = time.monotonic() + TRYING * self.patience
-        for first in range(0, len(entries), SLICE):
-            some = enumerate(entries[first : first + SLICE], first)
-            self._post([Parcel(each.queue, each.outgoing, each.id, tell, give_up, i) for i, each in some])
-        return answers
-
-    def _failures(self, entries: Sequence[Addressed], answers: list[Answer | bool]) -> dict[int, Exception]:
-        failures: dict[int, Exception] = {}
-        for index, answer in enumerate(answers):
-            if answer is False:
-                failures[index] = self._unknown(entries[index].queue, entries[index].id)
-            elif isinstance(answer, Exception):
-                failures[index] = answer
-        return failures
+    def _failures(self, entries: Bulk, tally: Tally) -> dict[int, Exception]:
+        failures = dict(tally.failed)
+        if tally.left:
+            unknown = [index for index, answered in enumerate(tally.answered) if not answered]
+            failures.update((index, self._unknown(entries.queues[index], entries.ids[index])) for index in unknown)
+        return dict(sorted(failures.items()))
 
     # ------------------------------------------------------------------ sealing
 
@@ -340,10 +374,10 @@ class Sender:
             not outgoing.delay or self._broker_holds(outgoing) or (self.timer is not None and self.timer.limits.local)
         )
 
-    def _all_at_once(self, entries: Sequence[Addressed]) -> bool:
+    def _all_at_once(self, entries: Bulk) -> bool:
         if not self.broker.limits.local:
             return False
-        return (self.timer is not None and self.timer.limits.local) or all(self._at_once(each.outgoing) for each in entries)
+        return (self.timer is not None and self.timer.limits.local) or all(self._at_once(each.outgoing) for each in entries.whole.values())
 
     async def _send_local(self, queue: str, batch: list[Outgoing], ids: Sequence[str]) -> Sequence[Answer]:
         """A few tries, then the error: there is no network to wait for, but a broker that lies does fail now and then."""
@@ -367,17 +401,18 @@ class Sender:
                 break
         return answers
 
-    async def _send_many_local(self, entries: Sequence[Addressed]) -> dict[int, Exception]:
+    async def _send_many_local(self, entries: Bulk) -> dict[int, Exception]:
         failures: dict[int, Exception] = {}
-        for queue, indices in _packed(entries, self.broker):
-            batch = [entries[i].outgoing for i in indices]
+        limits = self.broker.limits
+        for queue, indices in entries.packed(range(len(entries)), limits.batch, limits.batch_bytes):
+            batch = [entries.outgoing(i) for i in indices]
             answers: list[Answer] = [BrokerUnavailable("it was not sent yet")] * len(batch)
             if not any(outgoing.delay for outgoing in batch):
                 with suppress(BrokerError):
                     answers = [*await self.broker.send(queue, batch)]
             again = [k for k, answer in enumerate(answers) if _retryable(answer)]
             if again:
-                repeated = await self._send_local(queue, [batch[k] for k in again], [entries[indices[k]].id for k in again])
+                repeated = await self._send_local(queue, [batch[k] for k in again], [entries.ids[indices[k]] for k in again])
                 for k, answer in zip(again, repeated, strict=True):
                     answers[k] = answer
             failures.update((i, answer) for i, answer in zip(indices, answers, strict=True) if answer is not None)
@@ -388,7 +423,7 @@ class Sender:
     def _parcel(self, queue: str, outgoing: Outgoing, task_id: str, tell: Callable[[int, Answer], None]) -> Parcel:
         return Parcel(queue, outgoing, task_id, tell, time.monotonic() + self.patience)
 
-    def _post(self, parcels: list[Parcel]) -> None:
+    def _post(self, parcels: Sequence[Parcel | Load]) -> None:
         loop = self.io.loop
         self._inbox.extend(parcels)
         if not self._signalled:
@@ -399,13 +434,16 @@ class Sender:
         self._signalled = False  # before the inbox is read: what comes after wakes us again
         for _ in range(len(self._inbox)):
             parcel = self._inbox.popleft()
+            if isinstance(parcel, Load):
+                self._lane(parcel.queue).add_request(partial(self._send_load, parcel))
+                continue
             if parcel.outgoing.delay:
                 if not self._broker_holds(parcel.outgoing):
                     _spawn(self._by_timer(parcel))
                     continue
                 parcel.outgoing = self._as_sent(parcel.outgoing)
             if self.checks is None:
-                self._lane(parcel).add(parcel, weigh(parcel.outgoing))
+                self._lane_of(parcel).add(parcel, weigh(parcel.outgoing))
             else:
                 self._add(parcel)
 
@@ -415,7 +453,7 @@ class Sender:
             self._fitting += 1
             _spawn(self._add_fitted(parcel))  # beside the lane: its body holds up no other message
         else:
-            self._lane(parcel).add(parcel, size)
+            self._lane_of(parcel).add(parcel, size)
 
     async def _add_fitted(self, parcel: Parcel) -> None:
         try:
@@ -430,7 +468,7 @@ class Sender:
                     parcel.tries += 1
                     await asyncio.sleep(pause)
                 else:
-                    self._lane(parcel).add(parcel, weigh(parcel.outgoing))
+                    self._lane_of(parcel).add(parcel, weigh(parcel.outgoing))
                     return
         finally:
             self._fitting -= 1
@@ -465,9 +503,11 @@ class Sender:
         except StoreError as error:
             raise SendError(f"{what}: its body could not be left: {error}", code="BodyRefused") from error
 
-    def _lane(self, parcel: Parcel) -> Coalescer[Parcel]:
+    def _lane_of(self, parcel: Parcel) -> Coalescer[Parcel]:
+        return self._lane(parcel.queue, ordered=parcel.outgoing.group is not None)
+
+    def _lane(self, queue: str, *, ordered: bool = False) -> Coalescer[Parcel]:
         """Messages with an ordering key have a lane of their own with one request at a time, so that they cannot overtake each other."""
-        queue, ordered = parcel.queue, parcel.outgoing.group is not None
         lane = self._lanes.get((queue, ordered))
         if lane is None:
             limits = self.broker.limits
@@ -511,19 +551,42 @@ class Sender:
             if answer is None:
                 parcel.tell(parcel.place, None)
                 continue
-            pause = PAUSES[min(parcel.tries, len(PAUSES) - 1)]
-            if _retryable(answer) and time.monotonic() + pause < parcel.give_up:
-                parcel.tries += 1
-                if parcel.outgoing.group is not None:
-                    again.append(parcel)
-                    longest = max(longest, pause)
-                else:
-                    asyncio.get_running_loop().call_later(pause, self._lane(parcel).add, parcel, weigh(parcel.outgoing))
-            else:
-                parcel.tell(parcel.place, answer)
+            if parcel.outgoing.group is None:
+                self._refused(parcel, answer)
+            elif (pause := self._pause(parcel, answer)) is not None:
+                again.append(parcel)
+                longest = max(longest, pause)
         if again:  # their lane has this one request: nothing overtakes them meanwhile
             await asyncio.sleep(longest)
             await self._send_batch(queue, again)
+
+    async def _send_load(self, load: Load) -> None:
+        indices = load.indices
+        answers: Sequence[Answer]
+        try:
+            answers = await self.broker.send(load.queue, [*map(load.entries.outgoing, indices)])
+        except Exception as error:
+            answers = [error] * len(indices)
+        if any(answers):
+            refused = [(index, answer) for index, answer in zip(indices, answers, strict=True) if answer is not None]
+            indices = [index for index, answer in zip(indices, answers, strict=True) if answer is None]
+            for index, answer in refused:
+                self._refused(load.parcel(index), answer)
+        load.tally.accept(indices)
+
+    def _refused(self, parcel: Parcel, answer: Exception) -> None:
+        """Have it sent again where that may help."""
+        if (pause := self._pause(parcel, answer)) is not None:
+            asyncio.get_running_loop().call_later(pause, self._lane_of(parcel).add, parcel, weigh(parcel.outgoing))
+
+    def _pause(self, parcel: Parcel, answer: Exception) -> float | None:
+        """Seconds until it is sent again; ``None`` where it is not, which it has been told then."""
+        pause = PAUSES[min(parcel.tries, len(PAUSES) - 1)]
+        if _retryable(answer) and time.monotonic() + pause < parcel.give_up:
+            parcel.tries += 1
+            return pause
+        parcel.tell(parcel.place, answer)
+        return None
 
     async def _by_timer(self, parcel: Parcel) -> None:
         answer = await self._set_timer(parcel.queue, parcel.outgoing, parcel.task_id)
@@ -574,15 +637,6 @@ def _keys_mapped() -> Generator[None]:
         raise SendError(f"the key to encrypt the message could not be had: {error}", code="KeysRefused") from error
 
 
-def weigh(outgoing: Outgoing) -> int:
-    """Bytes of a message as brokers count them: body and attributes."""
-    body = outgoing.body
-    size = len(body) if body.isascii() else len(body.encode("utf-8", "surrogatepass"))
-    if not outgoing.attributes:
-        return size
-    return size + sum(len(name) + len(value.encode()) + 6 for name, value in outgoing.attributes.items())
-
-
 def _retryable(answer: Answer) -> bool:
     return isinstance(answer, BrokerUnavailable) or (isinstance(answer, SendError) and answer.retryable)
 
@@ -590,24 +644,6 @@ def _retryable(answer: Answer) -> bool:
 def _raise(answer: Answer) -> None:
     if answer is not None:
         raise answer
-
-
-def _packed(entries: Sequence[Addressed], broker: Broker) -> list[tuple[str, list[int]]]:
-    """Group entries by queue into batches of at most ``limits.batch`` entries and ``limits.batch_bytes``, in order."""
-    most, heaviest = broker.limits.batch, broker.limits.batch_bytes
-    batches: list[tuple[str, list[int]]] = []
-    open_batches: dict[str, list[int]] = {}
-    totals: dict[str, int] = {}
-    for index, entry in enumerate(entries):
-        queue, size = entry.queue, weigh(entry.outgoing)
-        indices = open_batches.get(queue)
-        if indices is None or len(indices) >= most or totals[queue] + size > heaviest:
-            indices = open_batches[queue] = []
-            totals[queue] = 0
-            batches.append((queue, indices))
-        indices.append(index)
-        totals[queue] += size
-    return batches
 
 
 _background: set[asyncio.Task[None]] = set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -21,16 +21,16 @@ SUFFIX: Final = ".j2"
 """Of a template's name; any other file is copied as it is."""
 
 
-def render(target: str, values: Mapping[str, Any], overrides: Path | None = None) -> dict[str, str]:
-    """The files of ``target`` by their paths in the folder that they go to. The same values give the same bytes.
+def render(target: str, values: Mapping[str, Any], overrides: Path | None = None, *, also: Iterable[str] = ()) -> dict[str, str]:
+    """The files of ``target``, and ``also`` those of others, by their paths in the folder that they go to.
 
-    A file in the folder ``overrides`` stands for the one of its name, or is one more. Templates have the delimiters ``[[ ]]``, ``[% %]``
-    and ``[# #]``; a name that they use and ``values`` has not is an error. What begins with ``_`` is a part of others, and what renders to
-    nothing is not written. Raises ConfigError, which names the template and its line.
+    The same values give the same bytes. A file in the folder ``overrides`` stands for the one of its name, or is one more. Templates have
+    the delimiters ``[[ ]]``, ``[% %]`` and ``[# #]``; a name that they use and ``values`` has not is an error. What begins with ``_`` is a
+    part of others, and what renders to nothing is not written. Raises ConfigError, which names the template and its line.
     """
     from jinja2 import TemplateError, TemplateSyntaxError
 
-    texts = sources(target, overrides)
+    texts = sources((target, *also), overrides)
     environment = _environment(texts)
     written: dict[str, str] = {}
     for name, text in sorted(texts.items()):
@@ -48,9 +48,9 @@ def render(target: str, values: Mapping[str, Any], overrides: Path | None = None
     return written
 
 
-def sources(target: str, overrides: Path | None = None) -> dict[str, str]:
+def sources(targets: Iterable[str], overrides: Path | None = None) -> dict[str, str]:
     """The files that ``render`` reads, by their paths. Raises ConfigError where one cannot be read, or ``overrides`` is no folder."""
-    found = dict(_texts(files(__name__).joinpath(target), ""))
+    found = {name: text for target in targets for name, text in _texts(files(__name__).joinpath(target), "")}
     if overrides is not None:
         if not overrides.is_dir():
             raise ConfigError(f"{overrides} is no folder; templates of your own are files in one, named as the ones that they stand for")
@@ -75,7 +75,6 @@ def _texts(folder: Traversable, before: str) -> Iterator[tuple[str, str]]:
 def _environment(texts: Mapping[str, str]) -> Environment:
     """Jinja2 in which each value is quoted as JSON, by itself: a template can write a bare value only by a filter that checks it."""
     from jinja2 import DictLoader, Environment, StrictUndefined, Undefined
-    from jinja2.filters import FILTERS
     from markupsafe import Markup
 
     def quoted(value: Any) -> Markup:
@@ -116,11 +115,15 @@ def _environment(texts: Mapping[str, str]) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    kept = {name: FILTERS[name] for name in ("default", "items", "join", "length", "map", "selectattr", "sort") if name in FILTERS}
-    environment.filters = {**kept, "json": structure, "bare": bare, "comment": comment, "compose": compose}
+    filters: Any = environment.filters
+    for name in environment.filters.keys() - _FILTERS:
+        del filters[name]
+    filters.update(json=structure, bare=bare, comment=comment, compose=compose)
     return environment
 
 
+_FILTERS: Final = frozenset({"default", "items", "join", "length", "map", "selectattr", "sort"})
+"""Those of Jinja2's that templates may use: none of them makes text of a value, which would be quoted no more."""
 _BARE: Final = re.compile(r"[A-Za-z0-9_./:@-]+")
 
 

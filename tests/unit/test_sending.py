@@ -17,7 +17,8 @@ from cloudq.errors import BrokerError, BrokerUnavailable, Closed, DelayError, Me
 from cloudq.io import IOThread
 from cloudq.memory import MemoryBroker, MemoryTimer
 from cloudq.memory.broker import DEFAULT
-from cloudq.sending import Sender, weigh
+from cloudq.bulk import weigh
+from cloudq.sending import Sender
 
 Reply = Sequence[SendError | None]
 

@@ -50,7 +50,7 @@ def test_compose_reads_no_variable_out_of_a_value(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_in_a_template_names_its_place(text: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="the template out.yaml.j2, ") as caught:
+    with pytest.raises(ConfigError, match=r"the template out\.yaml\.j2, ") as caught:
         rendered(tmp_path, text, x="a")
     assert said in str(caught.value)
 
