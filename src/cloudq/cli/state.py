@@ -90,9 +90,13 @@ def _from_pyproject(folder: Path) -> str | None:
     if path is None:
         return None
     try:
-        app: object = tomllib.loads(path.read_text("utf-8")).get("tool", {}).get("cloudq", {}).get("app")
+        app: object = tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
+    for key in ("tool", "cloudq", "app"):
+        if not isinstance(app, dict):
+            raise ConfigError(f"{path}: [tool.cloudq] must be a table")
+        app = cast("dict[str, object]", app).get(key, None if key == "app" else {})
     if app is not None and not isinstance(app, str):
         raise ConfigError(f'{path}: app under [tool.cloudq] must be text like "shop.tasks:app"')
     if app and os.fspath(path.parent) not in sys.path:
