@@ -32,12 +32,18 @@ class FunctionError(Exception):
 
 
 class Environment:
-    """One execution environment of the function ``handler`` (``module.attribute``); after a timeout or crash a new process takes over."""
+    """One execution environment of the function ``handler`` (``module.attribute``); after a timeout or crash a new process takes over.
 
-    def __init__(self, handler: str, *, env: Mapping[str, str], log: Path, timeout: float = 5.0) -> None:
+    ``python`` is the runtime's, and ``code`` the folder of the function's own modules.
+    """
+
+    def __init__(
+        self, handler: str, *, env: Mapping[str, str], log: Path, timeout: float = 5.0, python: str = sys.executable, code: Path = _ROOT
+    ) -> None:
         self.timeout = timeout
         self.starts = 0
         self._handler, self._env, self._log = handler, env, log
+        self._python, self._code = python, code
         self._process: subprocess.Popen[bytes] | None = None
         self._next: queue.SimpleQueue[tuple[str, float, bytes]] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[str, str, Any]] = queue.SimpleQueue()
@@ -92,8 +98,8 @@ class Environment:
             "AWS_LAMBDA_LOG_GROUP_NAME": "/aws/lambda/tests", "AWS_LAMBDA_LOG_STREAM_NAME": "tests", "_X_AMZN_TRACE_ID": "",
         }  # fmt: skip
         with self._log.open("ab") as output:
-            command = [sys.executable, "-m", "awslambdaric", self._handler]
-            self._process = subprocess.Popen(command, cwd=_ROOT, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            command = [self._python, "-m", "awslambdaric", self._handler]
+            self._process = subprocess.Popen(command, cwd=self._code, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
     def _end(self) -> None:
         if self._process is not None:
@@ -165,9 +171,11 @@ class _Api(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def function(handler: str, *, env: Mapping[str, str], log: Path, timeout: float = 5.0) -> Iterator[Environment]:
+def function(
+    handler: str, *, env: Mapping[str, str], log: Path, timeout: float = 5.0, python: str = sys.executable, code: Path = _ROOT
+) -> Iterator[Environment]:
     """An environment until the end of the block."""
-    environment = Environment(handler, env=env, log=log, timeout=timeout)
+    environment = Environment(handler, env=env, log=log, timeout=timeout, python=python, code=code)
     try:
         yield environment
     finally:

@@ -9,7 +9,21 @@ from typing import Annotated
 import typer
 
 from cloudq import logs
-from cloudq.cli import calling, deploying, following, graphs, inspecting, letters, queues, schedules, tasks, work
+from cloudq.cli import (
+    calling,
+    costing,
+    deploying,
+    doctoring,
+    following,
+    graphs,
+    inspecting,
+    letters,
+    queues,
+    schedules,
+    starting,
+    tasks,
+    work,
+)
 from cloudq.cli.exits import code_of
 from cloudq.cli.output import fail, out
 from cloudq.cli.state import State
@@ -58,6 +72,7 @@ def root(
     logs.configure("plain", "DEBUG" if debug else "WARNING")
 
 
+cli.command()(starting.init)
 cli.command()(work.worker)
 cli.command()(work.dev)
 cli.command(cls=calling.Call)(calling.call)
@@ -67,6 +82,8 @@ cli.command()(following.events)
 cli.command()(deploying.plan)
 cli.command()(deploying.iam)
 cli.command()(deploying.deploy)
+cli.command()(doctoring.doctor)
+cli.command()(costing.cost)
 cli.add_typer(queues.commands, name="queue")
 cli.add_typer(letters.commands, name="dlq")
 cli.add_typer(schedules.commands, name="schedule")

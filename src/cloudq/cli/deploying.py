@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from cloudq.cli import applying
 from cloudq.cli.exits import FAILED, USAGE
 from cloudq.cli.output import card, emit, err, out, put, say, table
 from cloudq.cli.state import State, pyproject, state_of
@@ -79,8 +81,7 @@ def iam(
     if role is not None and role not in names:
         raise Refused([Problem(f"role {role!r}", "the plan has none of this name", nearest(role, names))])
     found = region or settings.aws.region or "REGION"
-    partition = "aws-cn" if found.startswith("cn-") else "aws-us-gov" if found.startswith("us-gov-") else "aws"
-    place = aws_iam.Place(region=found, account=account, partition=partition, kms_key=settings.aws.kms_key)
+    place = aws_iam.Place(region=found, account=account, partition=aws_iam.partition_of(found), kms_key=settings.aws.kms_key)
     chosen = [names[role]] if role is not None else list(made.roles)
     emit({each.name: {"trust": aws_iam.trust(each, made, place), "policy": aws_iam.policy(each, made, place)} for each in chosen})
     for word, option in (("ACCOUNT", "--account"), ("REGION", "--region")):
@@ -99,28 +100,39 @@ def deploy(
     templates: Annotated[
         Path | None, typer.Option("--templates", metavar="DIR", help="Templates of your own: each stands for the one of its name.")
     ] = None,
+    package: Annotated[bool, typer.Option("--package", help="Make the functions' zip, too: DIR/build/function.zip.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Then run what applies them: sam, terraform, kubectl or docker compose.")] = False,
     as_json: AsJSON = False,
 ) -> None:
     """Write the infrastructure of the app as files that are yours.
 
     A later run writes what has changed. A file that somebody has edited stays as it is, which is said, and the exit code is then 1.
+    [bold]--apply[/] shows what it runs, and leaves its exit code; it alone needs an account.
 
     [dim]cloudq deploy aws-terraform --stage prod --out infrastructure/prod[/]
     """
     from cloudq.deploy import writing
-    from cloudq.deploy.targets import folder_of, values_of
+    from cloudq.deploy.targets import also_of, folder_of, values_of
     from cloudq_templates import render
 
+    if (diff or check) and (package or apply):
+        raise typer.BadParameter("--diff and --check write nothing: leave out --package and --apply")
+    if apply and as_json:
+        raise typer.BadParameter("--apply gives the terminal to another program: leave out --json")
     made, settings, problems = planned(state_of(context), target, stage)
     show_problems(problems)
     if made is None or settings is None or any(each.level == "error" for each in problems):
         raise typer.Exit(USAGE)
-    found = writing.changes(render(folder_of(made.target), values_of(made, settings), templates), folder)
+    todo = applying.commands(made, settings, folder, packaged=package) if apply else ()
+    packed = applying.package(made, settings, folder) if package else None
+    values = values_of(made, settings, **_places(folder))
+    found = writing.changes(render(folder_of(made.target), values, templates, also=also_of(made)), folder)
     edited = [each.name for each in found if each.step is writing.Step.EDITED]
     if not (diff or check):
         writing.write(found, folder, force=force)
     if as_json:
-        emit({"folder": str(folder), "files": [{"name": each.name, "step": each.step.value} for each in found]})
+        files = [{"name": each.name, "step": each.step.value} for each in found]
+        emit({"folder": str(folder), "files": files, **({} if packed is None else {"package": packed.document()})})
     else:
         for each in found:
             if diff and each.diff:
@@ -129,11 +141,27 @@ def deploy(
                 put(f"{each.step.value:8}{folder / each.name}")
         if all(each.step is writing.Step.KEEP for each in found):
             say(f"nothing has changed in {folder}", "dim")
+        if packed is not None:
+            put(str(packed))
     if edited and not (force or diff or check):
         say("what was edited stays as it is: --diff shows what would change, --force writes over it", "yellow")
+        if apply:
+            applying.show(todo, folder)
         raise typer.Exit(FAILED)
+    if apply:
+        applying.apply(todo, folder)
     if check and any(each.step is not writing.Step.KEEP for each in found):
         raise typer.Exit(FAILED)
+
+
+def _places(folder: Path) -> dict[str, str]:
+    """Where ``folder`` is, as seen from the project, and where the project is, as seen from there."""
+    file = pyproject(Path.cwd())
+    project = Path.cwd() if file is None else file.parent.resolve()
+    return {
+        "folder": Path(os.path.relpath(folder.resolve(), project)).as_posix(),
+        "project": Path(os.path.relpath(project, folder.resolve())).as_posix(),
+    }
 
 
 def planned(

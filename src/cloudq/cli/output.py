@@ -207,6 +207,11 @@ def duration(text: str) -> float:
         raise typer.BadParameter(str(error)) from None
 
 
+def one_line(text: str) -> str:
+    """What others wrote, in one line and without control characters."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
 def error_of(value: Any) -> dict[str, str]:
     """An error document with its three texts."""
     found: Mapping[str, Any] = value or {}

@@ -16,7 +16,7 @@ from cloudq.errors import ConfigError
 
 ROOT: Final = "tool.cloudq"
 
-Target: TypeAlias = Literal["aws-sam", "aws-terraform", "gcp-terraform", "kubernetes", "compose"]
+Target: TypeAlias = Literal["aws-sam", "aws-cloudformation", "aws-terraform", "gcp-terraform", "kubernetes", "compose"]
 """What ``cloudq deploy`` writes."""
 RunsOn: TypeAlias = Literal["function", "container", "none"]
 """What runs the tasks of a queue; ``none``: nothing that is deployed here."""
@@ -48,7 +48,7 @@ class QueueSettings(Table):
     """``[tool.cloudq.queues.NAME]``, and ``[tool.cloudq.defaults]`` for what it does not say. Times are seconds or ``"5m"``."""
 
     runs_on: RunsOn | None = None
-    """``None``: a function where the target has functions, else a container."""
+    """``None``: a function where the target has functions, else a container; nothing where the app's own target is Kubernetes."""
     memory: Several = 512
     """MB of a function's instance, or of a container."""
     cpu: Annotated[float, Field(gt=0)] = 0.25
@@ -90,6 +90,8 @@ class AwsSettings(Table):
     """``[tool.cloudq.aws]``."""
 
     region: Name | None = None
+    account: Name | None = None
+    """Its 12 digits, for what is not made in the account itself: Kubernetes' manifests name roles and queues in full."""
     kms_key: Name | None = None
     """ARN of the key that encrypts queues, table and logs; else AWS's own keys do."""
     permission_boundary: Name | None = None
@@ -97,6 +99,8 @@ class AwsSettings(Table):
     subnets: Texts = ()
     security_groups: Texts = ()
     """Of functions and containers; without subnets functions run outside of a VPC."""
+    artifacts: Name | None = None
+    """A bucket of yours, where ``--apply`` puts the function's package."""
 
 
 class GcpSettings(Table):
@@ -108,6 +112,15 @@ class GcpSettings(Table):
     """``projects/P/locations/L/keyRings/R/cryptoKeys/K``."""
     network: Name | None = None
     subnetwork: Name | None = None
+
+
+class PackageSettings(Table):
+    """``[tool.cloudq.package]``: of the function's package, as shell patterns."""
+
+    include: Texts = ()
+    """Files and folders of the project that go along with its code."""
+    exclude: Texts = ()
+    """What stays, by its name in the package."""
 
 
 class Stage(Table):
@@ -138,6 +151,7 @@ class Stage(Table):
     """Where alarms go: an SNS topic's ARN, or a notification channel. ``None``: alarms are there and tell nobody."""
     log_retention: Several = 30
     """Days."""
+    package: PackageSettings = PackageSettings()
     aws: AwsSettings = AwsSettings()
     gcp: GcpSettings = GcpSettings()
 

@@ -1,0 +1,57 @@
+"""``cloudq deploy --package`` and ``--apply``: what they show and ask."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from cloudq.cli.output import err, put, say
+from cloudq.cli.state import pyproject
+from cloudq.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cloudq.deploy.applying import Command
+    from cloudq.deploy.packaging import Package
+    from cloudq.deploy.plan import Plan
+    from cloudq.deploy.settings import Settings
+
+
+def package(plan: Plan, settings: Settings, folder: Path) -> Package:
+    """Make the functions' package of the project of this directory."""
+    from cloudq.deploy import packaging
+
+    packaging.refuse(plan)
+    path = pyproject(Path.cwd())
+    say(f"making the package for Python {settings.python} on {settings.architecture}", "dim")
+    with err().status("installing what it needs"):
+        return packaging.package(plan, settings, Path.cwd() if path is None else path.parent, folder)
+
+
+def commands(plan: Plan, settings: Settings, folder: Path, *, packaged: bool) -> Sequence[Command]:
+    """What will apply the files; raises ConfigError where something is missing for that, before anything is written."""
+    from cloudq.deploy import applying, packaging
+
+    if packaging.is_needed(plan) and not packaged and not (folder / packaging.PLACE).is_file():
+        raise ConfigError(f"the functions have no package, there is no {folder / packaging.PLACE}: add --package")
+    return applying.commands(plan, settings)
+
+
+def show(todo: Sequence[Command], folder: Path) -> None:
+    """The commands, where edits were left: what is there is not what was planned, and may be just what its author wants."""
+    from cloudq.deploy.applying import text
+
+    say("so nothing is applied; where it is as you want it, run this yourself:", "yellow")
+    put(text(todo, folder))
+
+
+def apply(todo: Sequence[Command], folder: Path) -> None:
+    """Run the commands; raises Exit with the code of one that failed."""
+    from cloudq.deploy import applying
+
+    sys.stdout.flush()
+    if code := applying.apply(todo, folder, show=lambda line: say(line, "bold"), confirm=lambda text: typer.confirm(text, err=True)):
+        raise typer.Exit(code)
