@@ -52,14 +52,14 @@ class Translated(Protocol):
 
 
 class CloudScheduler:
-    """The jobs of ``app`` in ``location`` (``projects/P/locations/L``): those whose description is our note, and no others.
+    """The jobs of ``owner`` in ``location`` (``projects/P/locations/L``): those whose description is our note, and no others.
 
     A schedule is a job; one whose trigger takes two expressions (a day of the month or a weekday) is two.
     """
 
-    def __init__(self, location: str, *, app: str) -> None:
+    def __init__(self, location: str, *, owner: str) -> None:
         self._location = location
-        self._app = app
+        self._owner = owner
         self._client = Client(_CLOUD_SCHEDULER, emulator="CLOUD_SCHEDULER_EMULATOR_HOST")
         self._service = Service(
             name=SERVICE,
@@ -98,7 +98,7 @@ class CloudScheduler:
         replaced = False
         for number, (expression, timezone) in enumerate(expressions, 1):
             description = cloud_scheduler_note(
-                self._app, schedule.name, schedule.queue, str(schedule.trigger), part=number, of=len(expressions)
+                self._owner, schedule.name, schedule.queue, str(schedule.trigger), part=number, of=len(expressions)
             )
             self._check(schedule, topic, description)
             replaced |= await self._put(schedule, number, topic, description, expression, timezone)
@@ -154,7 +154,7 @@ class CloudScheduler:
         await self._client.close()
 
     def _name(self, schedule: str, number: int = 1) -> str:
-        return f"{self._location}/jobs/{cloud_scheduler_job(self._app, schedule, number)}"
+        return f"{self._location}/jobs/{cloud_scheduler_job(self._owner, schedule, number)}"
 
     def _check(self, schedule: Schedule, topic: str, description: str) -> None:
         """Refuse what Google would: at once, as nobody would be there to be told when it fires."""
@@ -190,7 +190,7 @@ class CloudScheduler:
         known = cast("Mapping[str, Any]", said)
         name = known.get("name")
         number, of = known.get("part", 1), known.get("of", 1)
-        if known.get("app") != self._app or not isinstance(name, str) or type(number) is not int or job.name != self._name(name, number):
+        if known.get("app") != self._owner or not isinstance(name, str) or type(number) is not int or job.name != self._name(name, number):
             return None
         target, expression = job.pubsub_target, (job.schedule, job.time_zone)
         schedule = Schedule(

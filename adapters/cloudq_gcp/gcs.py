@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import random
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
@@ -73,6 +74,20 @@ class Bodies:
         if hashlib.sha256(body).hexdigest() != sha256:
             raise StoreError(f"gs://{self._bucket}/{key} is not what was written there: its SHA-256 differs")
         return body
+
+    async def lifecycle(self) -> Sequence[Mapping[str, Any]] | None:
+        """The bucket's lifecycle rules; ``None`` where there is no such bucket. Needs storage.buckets.get, and is for the doctor."""
+        tried, path = f"reading about gs://{self._bucket}", f"/storage/v1/b/{quote(self._bucket, safe='')}?fields=lifecycle"
+        with mapped_to(_GCS, "GET", tried):
+            async with asyncio.timeout(_ANSWER):
+                status, answer = await asyncio.to_thread(self._open().request, "GET", path, {}, None)
+        if status == 404:
+            return None
+        if status == 403:
+            raise StoreError(f"{tried}: access denied; allow storage.buckets.get")
+        found: dict[str, Any] = json.loads(_body(tried, status, answer))
+        rules: Sequence[Mapping[str, Any]] = found.get("lifecycle", {}).get("rule", ())
+        return rules
 
     async def close(self) -> None:
         """Close the connections. What is under way ends by itself, within its time."""

@@ -10,6 +10,7 @@ from cloudq.adapters import Adapter, AdapterContext, Location
 from cloudq.broker import Broker, Outgoing
 from cloudq.clock import Clock, SystemClock
 from cloudq.errors import ConfigError, TimerError
+from cloudq.schedules.naming import cloud_scheduler_owner
 from cloudq.timer import Schedule, TimerLimits
 from cloudq_gcp.cloud_scheduler import CloudScheduler
 from cloudq_gcp.cloud_tasks import AHEAD, CloudTasks
@@ -39,7 +40,7 @@ class GoogleTimer:
 
     Tasks publish as ``service_account``, an email, which needs roles/pubsub.publisher on the topics. Queues are named as ``broker`` names
     them; without a broker by their topics in full, or by a topic's plain name in ``project``. Names of tasks and jobs have ``app`` in them,
-    so that several apps can share a queue and a project.
+    and those of jobs ``queue``, so that several apps can share a queue, and stages a project.
 
     A task fires at its time or soon after. Where workers can hold a message (``broker.limits.hold``) it is set a second earlier, which is
     ``limits.late``; where not, being early would cost another task, so it may be about that late. What is due goes through ``broker`` at
@@ -68,7 +69,7 @@ class GoogleTimer:
     ) -> None:
         place = f"projects/{project}/locations/{location}"
         self._tasks = CloudTasks(f"{place}/queues/{queue}", service_account=service_account, app=app)
-        self._jobs = CloudScheduler(place, app=app)
+        self._jobs = CloudScheduler(place, owner=cloud_scheduler_owner(app, queue))
         self._broker = broker
         self._naming = Naming(project=project) if broker is None else broker.naming
         self._limits = TimerLimits(horizon=_HORIZON, late=_LATE if broker is None else min(_LATE, broker.limits.hold), hop=_HOP)

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -26,7 +27,7 @@ from cloudq.errors import ConfigError, MessageTooLarge, TaskRevoked, TimerError
 from cloudq.memory import MemoryBroker, MemoryStore
 from cloudq.runner import Runner
 from cloudq.schedules import cron, every
-from cloudq.schedules.naming import cloud_scheduler_job, cloud_scheduler_note
+from cloudq.schedules.naming import cloud_scheduler_job, cloud_scheduler_note, cloud_scheduler_owner
 from cloudq.settle import Verdict, settle
 from cloudq.timer import Schedule, Trigger
 from cloudq_gcp.naming import Naming
@@ -58,6 +59,11 @@ class Site:
     """What ran, and when."""
     apps: list[CloudQ] = field(default_factory=list)
     held: list[Delivery] = field(default_factory=list)
+
+    @property
+    def owner(self) -> str:
+        """Of its jobs."""
+        return cloud_scheduler_owner("shop", urlsplit(self.url).path.rpartition("/")[2])
 
     def app(self, *, hold: int = 60, **options: Any) -> CloudQ:
         broker = f"pubsub://{PROJECT}/?lease=600&hold={hold}"
@@ -451,7 +457,7 @@ def test_a_schedule_is_a_job_that_is_read_back_as_it_was_put_and_can_be_put_agai
     async def scenario(timer: GoogleTimer) -> None:
         await timer.put_schedule(tick(site, paused=True))
         (job,) = site.api.jobs.values()
-        assert job.name == f"{PLACE}/jobs/{cloud_scheduler_job('shop', 'tick')}"
+        assert job.name == f"{PLACE}/jobs/{cloud_scheduler_job(site.owner, 'tick')}"
         assert (job.schedule, job.time_zone, job.state.name, job.retry_config.retry_count) == ("30 2 * * 1-5", "Europe/Berlin", "PAUSED", 5)
         assert job.pubsub_target.topic_name == f"projects/{PROJECT}/topics/{site.work}"
         assert (job.pubsub_target.data, dict(job.pubsub_target.attributes)) == (b'{"slot":"<slot>"}', {"k": "v"})
@@ -493,7 +499,7 @@ def test_a_trigger_is_kept_in_googles_words_and_read_back_in_ours(site: Site, tr
         assert sorted(job.schedule for job in site.api.jobs.values()) == sorted(expressions)
         (found,) = await timer.schedules()
         assert (found.trigger, found.paused) == (trigger, True)
-        job = site.api.jobs[f"{PLACE}/jobs/{cloud_scheduler_job('shop', 'tick')}"]
+        job = site.api.jobs[f"{PLACE}/jobs/{cloud_scheduler_job(site.owner, 'tick')}"]
         site.api.jobs[job.name] = type(job)(job, schedule="1 1 1 1 *")
         (found,) = await timer.schedules()
         assert "1 1 1 1 *" in str(found.trigger)  # what somebody has changed since is told as it is
@@ -516,7 +522,7 @@ def test_jobs_of_others_are_neither_listed_nor_touched(site: Site) -> None:
     async def scenario(timer: GoogleTimer) -> None:
         await timer.put_schedule(tick(site))
         (job,) = site.api.jobs.values()
-        for number, description in enumerate(["", "Backup", "[]", '{"app":"shop"}', note("shop", tick(site)), note("eu", tick(site))]):
+        for number, description in enumerate(["", "Backup", "[]", '{"app":"shop"}', note(site.owner, tick(site)), note("eu", tick(site))]):
             other = type(job)(job, name=f"{PLACE}/jobs/{number}", description=description)
             site.api.jobs[other.name] = other
         assert [schedule.name for schedule in await timer.schedules()] == ["tick"]
@@ -535,8 +541,8 @@ def test_schedules_are_listed_over_all_pages(site: Site) -> None:
         (job,) = site.api.jobs.values()
         for number in range(600):
             schedule = tick(site, name=f"tick {number}")
-            name = f"{PLACE}/jobs/{cloud_scheduler_job('shop', schedule.name)}"
-            site.api.jobs[name] = type(job)(job, name=name, description=note("shop", schedule))
+            name = f"{PLACE}/jobs/{cloud_scheduler_job(site.owner, schedule.name)}"
+            site.api.jobs[name] = type(job)(job, name=name, description=note(site.owner, schedule))
         return len(await timer.schedules())
 
     assert with_timer(site, scenario) == 601
@@ -578,6 +584,22 @@ def test_what_a_job_cannot_keep_is_refused(site: Site) -> None:
     with pytest.raises(MessageTooLarge):
         with_timer(site, lambda timer: timer.put_schedule(tick(site, message=Outgoing(body="x" * 1_000_000))))
     assert site.api.jobs == {}
+
+
+def test_stages_of_an_app_in_one_project_leave_each_other_s_schedules_alone(site: Site) -> None:
+    other = site.url.replace("?", "-prod?")
+
+    async def put(timer: GoogleTimer) -> None:
+        await timer.put_schedule(tick(site))
+
+    async def named(timer: GoogleTimer) -> list[str]:
+        return [each.name for each in await timer.schedules()]
+
+    with_timer(site, put)
+    assert with_timer(site, named, url=other) == []
+    with_timer(site, put, url=other)
+    with_timer(site, lambda timer: timer.delete_schedule("tick"))
+    assert (with_timer(site, named), with_timer(site, named, url=other)) == ([], ["tick"])
 
 
 def test_job_ids_are_plain_and_stay_apart() -> None:

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import pytest
 
 from cloudq.broker import Delivery, Limits, Outgoing, QueueStats, SendError, SettleError
+from cloudq.bulk import weigh
 from cloudq.clock import ManualClock
 from cloudq.errors import BrokerError, BrokerUnavailable, Closed, DelayError, MessageTooLarge, QueueNotFound, SendUnknown
 from cloudq.io import IOThread
 from cloudq.memory import MemoryBroker, MemoryTimer
 from cloudq.memory.broker import DEFAULT
-from cloudq.bulk import weigh
 from cloudq.sending import Sender
 
 Reply = Sequence[SendError | None]

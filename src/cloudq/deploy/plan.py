@@ -19,22 +19,25 @@ from cloudq.durations import seconds
 from cloudq.errors import CannotExpress, CloudQError, ConfigError
 from cloudq.recurring import Recurring
 from cloudq.schedules.expressions import Expression
-from cloudq.schedules.naming import cloud_scheduler_job, cloud_scheduler_note, eventbridge_note, eventbridge_schedule
+from cloudq.schedules.naming import cloud_scheduler_job, cloud_scheduler_note, cloud_scheduler_owner, eventbridge_note, eventbridge_schedule
 from cloudq.task import Task
 
 VERSION: Final = 1
 """Of the plan's JSON form."""
 
-Action: TypeAlias = Literal["send", "consume", "inspect", "use", "leave", "set", "sync", "pass", "encrypt", "write", "join"]
+Action: TypeAlias = Literal[
+    "send", "consume", "inspect", "use", "leave", "set", "sync", "pass", "encrypt", "decrypt", "write", "join", "read", "pull"
+]
 """What a role may do. ``consume``: receive, renew and delete; ``use``: read and write; ``leave``: write only; ``set``: once; ``sync``: what
-recurs; ``pass``: a role to the timer; ``write``: logs; ``join``: a network."""
-Purpose: TypeAlias = Literal["producer", "function", "worker", "scheduler", "operator"]
+recurs; ``pass``: a role to the timer; ``write``: logs; ``join``: a network; ``read``: secrets; ``pull``: the containers' image."""
+Purpose: TypeAlias = Literal["producer", "function", "worker", "execution", "scheduler", "operator"]
+"""``execution``: what starts containers, where that is not what runs in them."""
 AlarmKind: TypeAlias = Literal["age", "dead-letters", "throttles", "timer-depth", "timer-undelivered"]
 
 DEAD_LETTERS: Final = "dead-letters of "
 """Before a queue's name, its dead-letter queue in a grant."""
-UNDELIVERED: Final = "undelivered"
-"""In a grant, the queue for what the timer could not send."""
+UNDELIVERED: Final = f"{DEAD_LETTERS}the timer"
+"""In a grant, the queue for what the timer could not send. No queue of AWS's, which alone has one, can be named so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,8 +199,8 @@ class AlarmPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """What may be done with which things: queues by name, ``dead-letters of NAME``, and ``store``, ``bodies``, ``timer``, ``undelivered``,
-    ``scheduler``, ``key``, ``logs``, ``network``."""
+    """What may be done with which things: queues by name, ``dead-letters of NAME``, and ``store``, ``bodies``, ``timer``,
+    ``scheduler``, ``key``, ``logs``, ``network``, ``secrets``, ``image``."""
 
     action: Action
     on: tuple[str, ...]
@@ -238,6 +241,10 @@ class Plan:
     seams_in_code: tuple[tuple[str, str], ...]
     """Broker, store or timer that the code sets, which no environment can change: seam and scheme."""
     crash_cap: int
+    secrets: tuple[str, ...]
+    """What hosts read, by its name in the provider's secret manager."""
+    image: str | None
+    """The containers', where settings name one."""
 
     def document(self) -> dict[str, Any]:
         """The plan as JSON values."""
@@ -253,7 +260,7 @@ def plan_of(app: CloudQ, settings: Settings, *, target: Target, stage: str) -> P
     provider = provider_of(target, settings)
     name = _name(app, settings)
     prefix = f"{name}-{stage}-" if settings.prefix is None else settings.prefix
-    schedules = tuple(_schedule(app, app.schedules[each], provider) for each in sorted(app.schedules))
+    schedules = tuple(_schedule(app, app.schedules[each], provider, f"{name}-{stage}") for each in sorted(app.schedules))
     tasks = tuple(_task(app, app.tasks[each]) for each in sorted(app.tasks))
     used = _used(app, settings, tasks, schedules)
     queues = tuple(_queue(app, settings, each, used, tasks, provider, target, prefix) for each in used)
@@ -283,13 +290,15 @@ def plan_of(app: CloudQ, settings: Settings, *, target: Target, stage: str) -> P
         timer=timer,
         bodies=bodies,
         alarms=tuple(_alarms(queues, functions, timer, provider)),
-        roles=tuple(_roles(settings, queues, functions, store, timer, bodies, provider)),
+        roles=tuple(_roles(settings, target, queues, functions, store, timer, bodies, provider)),
         seams_in_code=tuple(
             (seam, given.partition(":")[0] if isinstance(given, str) else type(given).__name__)
             for seam, given in app.given.items()
             if given is not None
         ),
         crash_cap=app.conf.crash_cap,
+        secrets=tuple(sorted(set(settings.secrets.values()))),
+        image=settings.image,
     )
 
 
@@ -315,7 +324,7 @@ def _task(app: CloudQ, task: Task[..., Any]) -> TaskPlan:
     )
 
 
-def _schedule(app: CloudQ, each: Recurring, provider: Provider) -> SchedulePlan:
+def _schedule(app: CloudQ, each: Recurring, provider: Provider, timer: str) -> SchedulePlan:
     refused: str | None = None
     parts: list[Part] = []
     steps: Sequence[Mapping[str, Any]] = ()
@@ -324,7 +333,7 @@ def _schedule(app: CloudQ, each: Recurring, provider: Provider) -> SchedulePlan:
         steps, tick = each.steps(app), each.schedule(app).message
         if provider.expressions is not None:
             found = provider.expressions(each.trigger)
-            parts = [_part(app, each, provider, expression, number, len(found)) for number, expression in enumerate(found, 1)]
+            parts = [_part(app, each, provider, timer, expression, number, len(found)) for number, expression in enumerate(found, 1)]
     except CannotExpress as error:
         refused = str(error)
     except CloudQError as error:
@@ -347,11 +356,12 @@ def _schedule(app: CloudQ, each: Recurring, provider: Provider) -> SchedulePlan:
     )
 
 
-def _part(app: CloudQ, each: Recurring, provider: Provider, expression: Expression, number: int, of: int) -> Part:
+def _part(app: CloudQ, each: Recurring, provider: Provider, timer: str, expression: Expression, number: int, of: int) -> Part:
     queue, trigger = each.queue(app), str(each.trigger)
     if provider.name == "gcp":
-        name = cloud_scheduler_job(app.name, each.name, number)
-        description = cloud_scheduler_note(app.name, each.name, queue, trigger, part=number, of=of)
+        owner = cloud_scheduler_owner(app.name, timer)
+        name = cloud_scheduler_job(owner, each.name, number)
+        description = cloud_scheduler_note(owner, each.name, queue, trigger, part=number, of=of)
     else:
         name = eventbridge_schedule(each.name, number)
         description = eventbridge_note(each.name, queue, trigger, part=number, of=of)
@@ -404,12 +414,19 @@ def _queue(
             retention=provider.retention[1],
             existing=own.existing_dead_letter or (dead if _ELSEWHERE.match(dead) else None),
         ),
-        runs_on=own.runs_on or ("function" if has_functions(target) else "container"),
+        runs_on=own.runs_on or _runs_on(settings, target),
         tasks=tuple(each.name for each in mine),
         sends_to=tuple(sorted(sends_to)),
         existing=own.existing or elsewhere,
         alarm_age=None if own.alarm_age is None else math.ceil(own.alarm_age),
     )
+
+
+def _runs_on(settings: Settings, target: Target) -> RunsOn:
+    """Where settings do not say. An app whose own target is Kubernetes has its workers there, beside queues that another target makes."""
+    if not has_functions(target):
+        return "container"
+    return "none" if settings.target == "kubernetes" else "function"
 
 
 _ELSEWHERE: Final = re.compile(r"arn:|https?://|projects/")
@@ -570,6 +587,7 @@ def _alarms(
 
 def _roles(
     settings: Settings,
+    target: Target,
     queues: Sequence[QueuePlan],
     functions: Sequence[FunctionPlan],
     store: StorePlan | None,
@@ -595,6 +613,7 @@ def _roles(
         ("use", ["store"] if store else []),
         ("leave", ["bodies"] if bodies else []),
     ]
+    secrets: list[tuple[Action, Iterable[str]]] = [("read", ("secrets",))] if settings.secrets else []
     yield RolePlan(name="producer", purpose="producer", queue=None, grants=grants(*calls, *later))
     for queue in queues:
         if queue.runs_on == "none":
@@ -603,9 +622,17 @@ def _roles(
         does: list[tuple[Action, Iterable[str]]] = [("consume", (queue.name,)), ("send", (*queue.sends_to, dead)), *shared, *later]
         if queue.runs_on == "function":
             function = next(each for each in functions if each.queue == queue.name)
-            yield RolePlan(name=function.name, purpose="function", queue=queue.name, grants=grants(*does, ("write", ("logs",)), *joined))
+            runs: list[tuple[Action, Iterable[str]]] = [*does, ("write", ("logs",)), *joined, *secrets]
+            yield RolePlan(name=function.name, purpose="function", queue=queue.name, grants=grants(*runs))
         else:
             yield RolePlan(name=host_name(queue.resource), purpose="worker", queue=queue.name, grants=grants(*does, ("inspect", (dead,))))
+    if target.startswith("aws") and any(each.runs_on == "container" for each in queues):
+        # ECS tells what starts a container from what runs in it
+        starts: list[tuple[Action, Iterable[str]]] = [("pull", ("image",)), ("write", ("logs",)), *secrets]
+        if keyed and secrets:
+            starts.append(("decrypt", ("key",)))
+        found = tuple(Grant(action=action, on=tuple(on)) for action, on in starts)
+        yield RolePlan(name="execution", purpose="execution", queue=None, grants=found)
     if timer is not None:
         yield RolePlan(
             name="scheduler",

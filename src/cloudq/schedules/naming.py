@@ -32,16 +32,21 @@ def eventbridge_note(name: str, queue: str, trigger: str, *, part: int = 1, of: 
     return json.dumps({"name": name, "queue": queue, "trigger": trigger, **_parts(part, of)}, ensure_ascii=False)
 
 
-def cloud_scheduler_job(app: str, schedule: str, part: int = 1) -> str:
+def cloud_scheduler_owner(app: str, queue: str) -> str:
+    """Whose a job is: an app's, with the Cloud Tasks queue of its timer, which another stage of it in the same project does not share."""
+    return f"{app}/{queue}"
+
+
+def cloud_scheduler_job(owner: str, schedule: str, part: int = 1) -> str:
     """The id of a schedule's job: readable, of characters and a length that Google allows, and unlike that of any other."""
     further = f"\0{part}" if part > 1 else ""
-    digest = hashlib.sha256(f"{app}\0{schedule}{further}".encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    return "-".join([*(re.sub("[^A-Za-z0-9_]+", "-", part)[:60] for part in (app, schedule)), digest])
+    digest = hashlib.sha256(f"{owner}\0{schedule}{further}".encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    return "-".join([*(re.sub("[^A-Za-z0-9_]+", "-", part)[:60] for part in (owner, schedule)), digest])
 
 
-def cloud_scheduler_note(app: str, name: str, queue: str, trigger: str, *, part: int = 1, of: int = 1) -> str:
-    """The description of a schedule's job: what Google does not keep elsewhere, and by which the jobs of an app are known."""
-    said = {"app": app, "name": name, "queue": queue, "trigger": trigger, **_parts(part, of)}
+def cloud_scheduler_note(owner: str, name: str, queue: str, trigger: str, *, part: int = 1, of: int = 1) -> str:
+    """The description of a schedule's job: what Google does not keep elsewhere, and by which an owner's jobs are known."""
+    said = {"app": owner, "name": name, "queue": queue, "trigger": trigger, **_parts(part, of)}
     return json.dumps(said, ensure_ascii=False, separators=(",", ":"))
 
 
