@@ -81,6 +81,7 @@ APPS: Final[Mapping[str, Callable[[], CloudQ]]] = {"quickstart": quickstart, "ev
 
 _AWS: Final[dict[str, Any]] = {
     "region": "eu-west-1",
+    "account": "123456789012",
     "kms_key": "arn:aws:kms:eu-west-1:123456789012:key/11111111-2222-3333-4444-555555555555",
     "permission_boundary": "arn:aws:iam::123456789012:policy/boundary",
     "subnets": ["subnet-0a1b2c3d", "subnet-1a1b2c3d"],
@@ -108,9 +109,8 @@ _ALARMS: Final = {
 def settings_of(name: str, target: Target) -> dict[str, Any]:
     """``[tool.cloudq]`` of one of the apps, for a target."""
     provider = "gcp" if target.startswith("gcp") else "local" if target == "compose" else "aws"
-    place: dict[str, Any] = (
-        {"gcp": {"project": "shop-123456", "region": "europe-west1"}} if provider == "gcp" else {"aws": {"region": "eu-west-1"}}
-    )
+    gcp, aws = ({key: of[key] for key in keys} for of, keys in ((_GCP, ("project", "region")), (_AWS, ("region", "account"))))
+    place: dict[str, Any] = {"gcp": gcp} if provider == "gcp" else {"aws": aws}
     functions = target in ("aws-sam", "aws-cloudformation", "aws-terraform", "gcp-terraform")
     image = {} if functions and provider == "aws" else {"image": "registry.example.com/shop/worker:1.2.3"}
     if name == "quickstart":
@@ -147,10 +147,14 @@ def settings_of(name: str, target: Target) -> dict[str, Any]:
     }
 
 
+GOOGLE: Final[Mapping[str, Any]] = {"aws": {}, "gcp": _GCP, "alarms_topic": _ALARMS["gcp"], "queues": {}}
+"""Over the settings for Kubernetes: beside Google's queues."""
+
+
 def plan(name: str, target: Target, more: Mapping[str, Any] | None = None) -> tuple[Plan, Settings]:
     """The plan of one of the apps and its settings, with ``more`` over them; there must be nothing wrong with it."""
     settings = parse({**settings_of(name, target), **(more or {})}, "dev")
-    app = everything("6m") if name == "everything" and target.startswith("gcp") else APPS[name]()
+    app = everything("6m") if name == "everything" and provider_of(target, settings).name == "gcp" else APPS[name]()
     made = plan_of(app, settings, target=target, stage="dev")
     problems = [each for each in checks.check(made, settings) if each.level == "error"]
     assert not problems, "\n".join(map(str, problems))

@@ -8,6 +8,7 @@ makes that a failure; ``none`` says that there is no such folder.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import subprocess
 from collections.abc import Mapping
@@ -91,4 +92,22 @@ def _mirror() -> Mapping[str, str]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (home / "terraformrc").exists():
             accepted("bash", maker, home, tools / "schemas", program)
-    return {"TF_CLI_CONFIG_FILE": str(home / "terraformrc"), "TF_SCHEMA_DIR": str(tools / "schemas"), "CHECKPOINT_DISABLE": "1"}
+        schemas = _schemas(tools / "schemas")
+    return {"TF_CLI_CONFIG_FILE": str(home / "terraformrc"), "TF_SCHEMA_DIR": str(schemas), "CHECKPOINT_DISABLE": "1"}
+
+
+def _schemas(recorded: Path) -> Path:
+    """The recorded schemas of Terraform's providers, and those of ``schemas/`` here: resources that were not recorded."""
+    more = {path.name: path.read_bytes() for path in sorted((Path(__file__).parent / "schemas").glob("*.json"))}
+    base = {path.name: path.read_bytes() for path in sorted(recorded.glob("*.json"))}
+    home = CACHE / f"terraform-schemas-{sha256(b''.join([*base.values(), *more.values()])).hexdigest()[:12]}"
+    if not (home / "complete").exists():
+        home.mkdir(exist_ok=True)
+        for name in ("aws.json", "google.json"):
+            whole = json.loads(base[name])
+            for provider, added in json.loads(more.get(name, b'{"provider_schemas": {}}'))["provider_schemas"].items():
+                for kind, resources in added.items():
+                    whole["provider_schemas"][provider][kind] |= resources
+            (home / name).write_text(json.dumps(whole))
+        (home / "complete").touch()
+    return home

@@ -39,11 +39,14 @@ def an_app(queue: str = "q", **options: Any) -> CloudQ:
 
 
 TOPIC = "arn:aws:sns:eu-west-1:123456789012:alarms"
-GCP: dict[str, Any] = {"gcp": {"project": "p", "region": "europe-west1"}}
+IMAGE = "registry.example.com/shop:1.2.3"
+CHANNEL = "projects/shop-123456/notificationChannels/1"
+GCP: dict[str, Any] = {"gcp": {"project": "shop-123456", "region": "europe-west1"}}
 
 
 def found(app: CloudQ, table: dict[str, Any] | None = None, target: Target = "aws-sam") -> list[Problem]:
-    settings = parse({"alarms_topic": TOPIC, **(table or {})}, "dev")
+    own = {"alarms_topic": CHANNEL, "image": IMAGE} if target == "gcp-terraform" else {"alarms_topic": TOPIC}
+    settings = parse({**own, **(table or {})}, "dev")
     return list(check(plan_of(app, settings, target=target, stage="dev"), settings))
 
 
@@ -54,7 +57,10 @@ def only(app: CloudQ, table: dict[str, Any] | None = None, target: Target = "aws
 
 @pytest.mark.parametrize("target", ["aws-sam", "aws-terraform", "gcp-terraform", "kubernetes", "compose"])
 def test_a_sound_app_has_no_problem_on_any_target(target: Target) -> None:
-    table: dict[str, Any] = {**GCP, "aws": {"region": "eu-west-1"}} if "terraform" in target else {}
+    aws = {"region": "eu-west-1", "account": "123456789012"}
+    table: dict[str, Any] = {"terraform": {**GCP, "aws": aws}, "kubernetes": {"aws": aws, "image": IMAGE}}.get(
+        target.rpartition("-")[2], {}
+    )
     assert found(an_app(retry=Retry(), schedule=cron("0 9 * * 1-5", tz="Europe/Berlin")), table, target) == []
 
 
@@ -87,7 +93,8 @@ def test_a_task_that_takes_longer_than_a_function_may_is_sent_to_a_container(tar
     problem = only(an_app(timeout=timeout + 1), table, target)
     assert f"over the {limit} of a function" in problem.what
     assert problem.fix == 'set runs_on = "container" in tool.cloudq.queues.q'
-    assert found(an_app(timeout=timeout + 1), {**table, "queues": {"q": {"runs_on": "container", "memory": 512}}}, target) == []
+    longer = found(an_app(timeout=timeout + 1), {**table, "queues": {"q": {"runs_on": "container", "memory": 512}}}, target)
+    assert [each for each in longer if each.level == "error"] == []
 
 
 def test_a_task_must_fit_the_time_that_settings_give_its_function() -> None:
@@ -218,7 +225,35 @@ def test_a_seam_that_the_code_sets_is_told_because_no_environment_changes_it() -
     app = CloudQ("shop", broker="memory://")
     app.reference = "shop:app"
     assert "the code sets the broker (memory)" in only(app).what
-    assert found(app, target="compose") == []
+    assert "the code sets the broker (memory)" in only(app, target="compose").what
+
+
+def test_kubernetes_needs_an_image_and_the_account_whose_queues_it_names() -> None:
+    assert [each.where for each in found(an_app(), target="kubernetes")] == [
+        "tool.cloudq.aws.region",
+        "tool.cloudq.image",
+        "tool.cloudq.aws.account",
+    ]
+    assert [each.where for each in found(an_app(), GCP, "kubernetes")] == ["tool.cloudq.image"]
+    wrong = {"image": "-Shop", "aws": {"account": "123456789012 ", "region": "eu-west-1"}}
+    assert {each.where for each in found(an_app(), wrong, "kubernetes")} == {"tool.cloudq.image", "tool.cloudq.aws.account"}
+    # a label's value has 63 characters, a role's name 64
+    name, rest = "q" * 55, {"image": IMAGE, "aws": {"account": "123456789012", "region": "eu-west-1"}}
+    assert found(an_app(name), target="aws-sam") == []
+    assert "a name has 1 to 63 characters" in only(an_app(name), rest, "kubernetes").what
+
+
+def test_compose_has_the_limits_of_the_queue_server_that_it_runs() -> None:
+    assert (
+        "is not ordered, and its name ends in .fifo" in found(an_app("q.fifo"), {"queues": {"q.fifo": {"fifo": False}}}, "compose")[0].what
+    )
+    assert "a name is 1 to 80 letters" in found(an_app("a:b"), target="compose")[0].what
+    assert "named 'queues', which is the name of another service" in only(an_app("queues"), {"prefix": ""}, "compose").what
+    app = an_app()
+    app.schedule("late", chain(app["t"].si(), app["t"].si().set(delay="1h")), every("1d"))
+    assert "compose has no timer" in only(app, target="compose").fix
+    assert (problem := only(an_app(), {"bodies": True}, "compose")).level == "warning"
+    assert "1 MiB" in problem.what
 
 
 def test_a_bad_arn_tag_or_network_is_told() -> None:
@@ -269,7 +304,33 @@ def test_google_needs_a_project_and_a_region() -> None:
 
 
 def test_a_target_without_functions_runs_containers_and_refuses_a_function() -> None:
-    assert "kubernetes has no functions" in only(an_app(), {"queues": {"q": {"runs_on": "function"}}}, "kubernetes").what
+    assert (
+        "kubernetes has no functions"
+        in only(an_app(), {**GCP, "image": IMAGE, "queues": {"q": {"runs_on": "function"}}}, "kubernetes").what
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "sound"),
+    [
+        ("prod/stripe", True),
+        ("arn:aws:secretsmanager:eu-west-1:123456789012:secret:prod/stripe-AbCdEf", True),
+        ("arn:aws:secretsmanager:eu-west-1:123456789012:secret:prod/stripe", False),
+        ("arn:aws:ssm:eu-west-1:123456789012:parameter/prod-AbCdEf", False),
+    ],
+)
+def test_an_arn_of_a_secret_is_whole(name: str, sound: bool) -> None:
+    problems = found(an_app(), {"secrets": {"STRIPE_KEY": name}})
+    assert [each.where for each in problems] == ([] if sound else ["tool.cloudq.secrets.STRIPE_KEY"])
+
+
+def test_containers_on_fargate_need_a_network_and_are_told_when_they_are_ended() -> None:
+    table: dict[str, Any] = {"queues": {"q": {"runs_on": "container"}}, "aws": {"region": "eu-west-1"}}
+    assert only(an_app(), table, "aws-terraform").where == "tool.cloudq.aws.subnets"
+    table["aws"] |= {"subnets": ["subnet-1"], "security_groups": ["sg-1"]}
+    assert found(an_app(timeout=110), table, "aws-terraform") == []
+    problem = only(an_app(timeout=111), table, "aws-terraform")
+    assert (problem.level, "ends a container 2m after" in problem.what) == ("warning", True)
 
 
 @given(name=st.text(min_size=1), value=st.text())
@@ -320,8 +381,8 @@ def test_the_command_prints_the_plan_and_leaves_2_with_every_problem(tmp_path: P
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "shop-dev-emails-dlq" in shown.stdout
     assert "cron(0 9 ? * 2-6 *) Europe/Berlin" in shown.stdout
-    answered = json.loads(cloudq(tmp_path, "kubernetes", "--json").stdout)
-    assert (answered["plan"]["target"], answered["problems"]) == ("kubernetes", [])
+    answered = json.loads(cloudq(tmp_path, "compose", "--json").stdout)
+    assert (answered["plan"]["target"], answered["problems"]) == ("compose", [])
     settings.write_text(
         settings.read_text("utf-8") + '[tool.cloudq.queues.emails]\nmemroy = 1\n[tool.cloudq.queues."\\u001b[31m"]\nx = 1\n', "utf-8"
     )

@@ -78,6 +78,10 @@ def worker(
     once: Annotated[bool, typer.Option("--once", help="Stop after the first batch.", rich_help_panel=_STOP)] = False,
     drain: Annotated[bool, typer.Option("--drain", help="Stop once the queues are empty.", rich_help_panel=_STOP)] = False,
     grace: Grace = "25s",  # type: ignore[assignment]  # typer parses it
+    schedules: Annotated[
+        bool,
+        typer.Option("--schedules", help="Fire the app's schedules from here, where no timer does; of one worker.", rich_help_panel=_RUN),
+    ] = False,
     health_file: Annotated[
         Path | None,
         typer.Option(metavar="PATH", help="Touched every 2 s while all is well, for a probe that looks at its age.", rich_help_panel=_LOG),
@@ -106,6 +110,7 @@ def worker(
         max_tasks=max_tasks,
         drain=drain,
         once=once,
+        schedules=schedules,
         health_file=health_file,
     )
     folders = [*(reload_dir or [Path()])] if reload_ or reload_dir else None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
+from cloudq.deploy import aws_checks, gcp_checks
 from cloudq.deploy.plan import FunctionPlan, Plan, QueuePlan, SchedulePlan, TaskPlan, host_name
 from cloudq.deploy.problems import Problem, nearest
-from cloudq.deploy.providers import AWS, GCP, LOCAL, Provider, has_functions
+from cloudq.deploy.providers import AWS, FARGATE_STOP, GCP, LOCAL, Provider, has_functions
 from cloudq.deploy.settings import Settings, key_path
 
 PROVIDERS: Final[Mapping[str, Provider]] = {each.name: each for each in (AWS, GCP, LOCAL)}
@@ -24,9 +26,11 @@ def check(plan: Plan, settings: Settings) -> tuple[Problem, ...]:
         *(problem for task in plan.tasks for problem in _task(task, plan, provider)),
         *(problem for queue in plan.queues for problem in _queue(queue, plan, settings, provider)),
         *(problem for function in plan.functions for problem in _function(function, plan, provider)),
-        *_containers(plan),
+        *_containers(plan, settings),
         *(problem for schedule in plan.schedules for problem in _schedule(schedule, plan, provider)),
         *_environment(plan, settings),
+        *(aws_checks.check(plan, settings) if plan.target.startswith("aws") else ()),
+        *(gcp_checks.check(plan, settings) if plan.target == "gcp-terraform" else ()),
     ]
     return tuple(sorted(dict.fromkeys(found), key=lambda each: each.level != "error"))
 
@@ -51,18 +55,24 @@ def _whole(plan: Plan, settings: Settings, provider: Provider) -> Iterable[Probl
     for name, count in Counter(each.name for each in plan.tasks).items():
         if count > 1:
             yield Problem(f"task {name}", f"{count} tasks have this name, and a message could mean any of them", "give each a name=…")
-    if plan.seams_in_code and provider.name != "local":
-        for seam, kind in plan.seams_in_code:
-            variable = f"CLOUDQ_{seam.upper()}"
-            what = f"the code sets the {seam} ({kind}), and then {variable}, which deployed hosts are given, counts for nothing"
-            yield Problem("the app", what, f"leave {seam}= out of CloudQ(…), and set {variable} where you need it")
+    for seam, kind in plan.seams_in_code:
+        variable = f"CLOUDQ_{seam.upper()}"
+        what = f"the code sets the {seam} ({kind}), and then {variable}, which deployed hosts are given, counts for nothing"
+        yield Problem("the app", what, f"leave {seam}= out of CloudQ(…), and set {variable} where you need it")
     for task in plan.tasks:
         if task.needs_store is not None and plan.store is None:
             yield Problem(f"task {task.name}", f"its {task.needs_store} needs a store, and there is to be none", "take store = false away")
     if provider.name == "aws":
         yield from _whole_aws(settings)
-    if plan.target == "aws-terraform" and settings.aws.region is None:
+    if provider.name == "aws" and plan.target in ("aws-terraform", "kubernetes") and settings.aws.region is None:
         yield Problem(key_path("aws", "region"), "it is not set", 'write region = "eu-west-1"')
+    if plan.target == "kubernetes":
+        yield from _whole_kubernetes(settings, provider)
+    if plan.target == "compose" and plan.bodies is not None:
+        what = "compose has no bucket, so a message over 1 MiB is refused there"
+        yield Problem(key_path("bodies"), what, "try large messages in a cloud", "warning")
+    if settings.image is not None and not re.fullmatch(r"[a-z0-9][A-Za-z0-9._/:@-]*", settings.image):
+        yield Problem(key_path("image"), "no image has this name", 'write one like "registry.example.com/shop:1.2.3"')
     if provider.name == "gcp":
         if not settings.gcp.project:
             yield Problem(key_path("gcp", "project"), "it is not set", 'write project = "my-project"')
@@ -73,6 +83,15 @@ def _whole(plan: Plan, settings: Settings, provider: Provider) -> Iterable[Probl
             yield Problem(key_path("gcp", "kms_key"), "this names no key", "write projects/P/locations/L/keyRings/R/cryptoKeys/K")
     if settings.alarms_topic is None and provider.name != "local":
         yield Problem(key_path("alarms_topic"), "alarms are made, and tell nobody", "name the topic that wakes somebody", "warning")
+
+
+def _whole_kubernetes(settings: Settings, provider: Provider) -> Iterable[Problem]:
+    if settings.image is None:
+        what = "it is not set, and a cluster pulls its images from a registry"
+        yield Problem(key_path("image"), what, 'write image = "registry.example.com/shop:1.2.3"')
+    if provider.name == "aws" and settings.aws.account is None:
+        what = "it is not set, and manifests name queues and roles in full"
+        yield Problem(key_path("aws", "account"), what, 'write account = "123456789012"')
 
 
 def _whole_aws(settings: Settings) -> Iterable[Problem]:
@@ -89,6 +108,8 @@ def _whole_aws(settings: Settings) -> Iterable[Problem]:
         )
     if aws.region is not None and not re.fullmatch(r"[a-z]{2}(-[a-z]+)+-\d", aws.region):
         yield Problem(key_path("aws", "region"), "no region has this name", 'write one like "eu-west-1"')
+    if aws.account is not None and not re.fullmatch(r"[0-9]{12}", aws.account):
+        yield Problem(key_path("aws", "account"), "this is no account's number", "write its 12 digits")
     if bool(aws.subnets) != bool(aws.security_groups):
         missing = "security_groups" if aws.subnets else "subnets"
         yield Problem(key_path("aws", missing), "subnets and security_groups go together, and it is not set", f"write {missing} = […]")
@@ -110,7 +131,10 @@ def _whole_aws(settings: Settings) -> Iterable[Problem]:
 
 def _names(plan: Plan, provider: Provider) -> Iterable[Problem]:
     seen: dict[str, str] = {}
-    taken = {"producer", "operator", "scheduler", "" if plan.timer is None else plan.timer.role}
+    taken = {"producer", "operator", "scheduler", "execution", "" if plan.timer is None else plan.timer.role}
+    whose = "a role"
+    if plan.target == "compose":
+        taken, whose = {"queues", "schedules"}, "another service"
     for queue in plan.queues:
         for what, name, existing in (
             (f"queue {queue.name}", queue.resource, queue.existing),
@@ -122,11 +146,12 @@ def _names(plan: Plan, provider: Provider) -> Iterable[Problem]:
         if queue.runs_on == "none":
             continue
         host = host_name(queue.resource)
-        if not host or len(host) > provider.host_name:
-            what = f"what runs it would be named {host!r}, and a name has 1 to {provider.host_name} characters"
+        longest = min(provider.host_name, 63) if plan.target == "kubernetes" else provider.host_name  # of a label's value
+        if not host or len(host) > longest:
+            what = f"what runs it would be named {host!r}, and a name has 1 to {longest} characters"
             yield Problem(f"queue {queue.name}", what, f"use a shorter name, or a shorter {key_path('prefix')}")
         if host and host in taken:
-            yield Problem(f"queue {queue.name}", f"what runs it would be named {host!r}, which is the name of a role", "rename it")
+            yield Problem(f"queue {queue.name}", f"what runs it would be named {host!r}, which is the name of {whose}", "rename it")
         if (other := seen.setdefault(host, queue.name)) != queue.name:
             yield Problem(
                 f"queue {queue.name}", f"what runs it would be named {host!r}, like that of the queue {other}", "rename one of them"
@@ -194,7 +219,7 @@ def _queue(queue: QueuePlan, plan: Plan, settings: Settings, provider: Provider)
     if queue.visibility and provider.name != "local":
         yield from _range(f"{where}.visibility", queue.visibility, provider.visibility, text)
     yield from _receives(queue, plan, where, provider)
-    if provider.name == "aws":
+    if provider.name != "gcp":
         for what, fifo in (
             ("the queue", queue.resource.endswith(".fifo")),
             ("its dead-letter queue", queue.dead_letters.resource.endswith(".fifo")),
@@ -202,8 +227,10 @@ def _queue(queue: QueuePlan, plan: Plan, settings: Settings, provider: Provider)
             if fifo != queue.fifo:
                 kind = ("ordered", "has no .fifo at its end") if queue.fifo else ("not ordered", "ends in .fifo")
                 yield Problem(f"queue {queue.name}", f"{what} is {kind[0]}, and its name {kind[1]}", "rename it, or change fifo")
-        if queue.existing is not None and not re.fullmatch(
-            rf"arn:aws[a-z-]*:sqs:[a-z0-9-]+:\d{{12}}:{re.escape(queue.resource)}", queue.existing
+        if (
+            queue.existing is not None
+            and provider.name == "aws"
+            and not re.fullmatch(rf"arn:aws[a-z-]*:sqs:[a-z0-9-]+:\d{{12}}:{re.escape(queue.resource)}", queue.existing)
         ):
             what = f"cloudq looks for a queue named {queue.resource!r}, and this is no ARN of it"
             yield Problem(f"{where}.existing", what, f"write arn:aws:sqs:REGION:ACCOUNT:{queue.resource}, or set {key_path('prefix')}")
@@ -286,9 +313,12 @@ _FARGATE: Final[Mapping[float, tuple[int, int, int]]] = {
 }
 
 
-def _containers(plan: Plan) -> Iterable[Problem]:
+def _containers(plan: Plan, settings: Settings) -> Iterable[Problem]:
     if not plan.target.startswith("aws"):
         return
+    if plan.target == "aws-terraform" and plan.containers and not settings.aws.subnets:
+        what = "containers on Fargate need a network, and none is named"
+        yield Problem(key_path("aws", "subnets"), what, 'write subnets = ["subnet-…"], and security_groups')
     for each in plan.containers:
         where, sizes = key_path("queues", each.queue), _FARGATE.get(each.cpu)
         if sizes is None:
@@ -297,6 +327,12 @@ def _containers(plan: Plan) -> Iterable[Problem]:
         elif not sizes[0] <= each.memory <= sizes[1] or (each.memory % sizes[2] and not (each.cpu == 0.25 and each.memory == 1024)):
             what = f"Fargate has no {each.memory:,} MB with {each.cpu:g} vCPUs"
             yield Problem(f"{where}.memory", what, f"set {sizes[0]:,} to {sizes[1]:,} in steps of {sizes[2]:,}".replace(",", ""))
+        if each.grace > FARGATE_STOP:
+            what = (
+                f"Fargate ends a container {text(FARGATE_STOP)} after it is told to stop, and tasks that take longer begin again elsewhere"
+            )
+            fix = "make them safe to repeat, or cut the work into tasks that follow each other"
+            yield Problem(f"queue {each.queue}", what, fix, "warning")
 
 
 # ---------------------------------------------------------------------- schedules
@@ -315,7 +351,7 @@ def _schedule(schedule: SchedulePlan, plan: Plan, provider: Provider) -> Iterabl
         queue = plan.queue(step.queue)
         if not queue.fifo:
             continue
-        if step.group is None and provider.name == "aws":
+        if step.group is None and provider.name != "gcp":
             what = f"its call of {step.task!r} goes to the ordered queue {queue.name!r} without a group"
             yield Problem(where, what, "give it ordering_key=, or another queue")
         if index == 0 and not provider.ordered_schedules:
@@ -330,12 +366,13 @@ def _schedule(schedule: SchedulePlan, plan: Plan, provider: Provider) -> Iterabl
     for step in schedule.steps:
         if step.delay > provider.delay and plan.timer is None and not plan.queue(step.queue).fifo:
             what = f"its call of {step.task!r} waits {text(step.delay)}, over the {text(provider.delay)} of the queue"
-            yield Problem(where, what, f"set {key_path('timer')} = true")
+            fix = "shorten it: compose has no timer" if provider.name == "local" else f"set {key_path('timer')} = true"
+            yield Problem(where, what, fix)
 
 
 # ---------------------------------------------------------------------- environment and secrets
 
-_OWN: Final = frozenset({"CLOUDQ_APP", "CLOUDQ_BROKER", "CLOUDQ_STORE", "CLOUDQ_TIMER", "CLOUDQ_CONCURRENCY"})
+_OWN: Final = frozenset({"CLOUDQ_APP", "CLOUDQ_BROKER", "CLOUDQ_STORE", "CLOUDQ_TIMER", "CLOUDQ_CONCURRENCY", "CLOUDQ_SECRETS"})
 _KEYS: Final = frozenset({"CLOUDQ_SIGNING_KEYS", "CLOUDQ_ENCRYPTION_KEYS"})
 _SECRET: Final = re.compile(r"SECRET|PASSW|TOKEN|CREDENTIAL|PRIVATE|API_?KEY", re.IGNORECASE)
 _WITH_PASSWORD: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s:@]*:[^/\s@]+@", re.IGNORECASE)
@@ -366,6 +403,7 @@ def _environment(plan: Plan, settings: Settings) -> Iterable[Problem]:
         if "\0" in value:
             yield Problem(where, "no variable can hold a NUL", "encode it")
     size = sum(len(name.encode()) + len(value.encode("utf-8", "surrogatepass")) for name, value in settings.environment.items())
+    size += len(json.dumps(settings.secrets)) if settings.secrets else 0  # their names are a variable, too
     if plan.provider == "aws" and plan.functions and size > _ENVIRONMENT:
         what = f"these are {size:,} bytes, and Lambda takes 4,096 together with cloudq's own"
         yield Problem(key_path("environment"), what, "keep what is large in a file of the package")
@@ -374,8 +412,12 @@ def _environment(plan: Plan, settings: Settings) -> Iterable[Problem]:
             yield Problem(
                 key_path("secrets", name), "no secret has this name; it must be a name, never the value", "write the secret's name or ARN"
             )
+        elif plan.provider == "aws" and reference.startswith("arn:") and not re.fullmatch(_SECRET_ARN, reference):
+            fix = "write its whole ARN, with the six characters that Secrets Manager adds to the name, or the name alone"
+            yield Problem(key_path("secrets", name), "this is no ARN of a secret in Secrets Manager", fix)
 
 
+_SECRET_ARN: Final = r"arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:\d{12}:secret:.+-[A-Za-z0-9]{6}"
 _ENVIRONMENT: Final = 3_500
 """Bytes that users may have of Lambda's 4 KB ("Lambda quotas")."""
 

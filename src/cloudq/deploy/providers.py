@@ -14,6 +14,8 @@ from cloudq.timer import Trigger
 
 ProviderName: TypeAlias = Literal["aws", "gcp", "local"]
 DAY: Final = 86_400
+FARGATE_STOP: Final = 120
+"""Seconds that a container on Fargate has at most once it is told to stop (AWS ECS, ContainerDefinition: stopTimeout)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +103,9 @@ GCP: Final = Provider(
 )
 LOCAL: Final = Provider(
     name="local",
-    queue_name=r"[^\x00-\x1f]{1,255}",
-    queue_name_rule="1 to 255 characters",
+    # What serves its queues speaks SQS (cloudq_aws.server): names, orders and delays are as there.
+    queue_name=AWS.queue_name,
+    queue_name_rule=AWS.queue_name_rule,
     host_name=63,
     function_timeout=(1, 900),
     task_margin=0,
@@ -117,7 +120,7 @@ LOCAL: Final = Provider(
     batch_alone=1_000,
     batch_ordered=1_000,
     batch_window=0,
-    delay=365 * DAY,
+    delay=AWS.delay,
     ordered_schedules=True,
     expressions=None,
     schedule_parts=1,

@@ -290,7 +290,8 @@ class Worker:
         elif timer is None and self.options.schedules:
             return [self._begin(self._fire(each)) for each in declared]
         elif timer is None and declared:
-            logger.warning("nothing fires the schedules (%d): set CLOUDQ_TIMER, and run `cloudq schedule sync`", len(declared))
+            advice = "set CLOUDQ_TIMER, and run `cloudq schedule sync`, or have one worker do it by --schedules"
+            logger.warning("no timer fires the schedules (%d), nor does this worker: %s", len(declared), advice)
         return []
 
     async def _fire(self, recurring: Recurring) -> None:

@@ -1,0 +1,52 @@
+"""The image that containers run: one for every queue, and what a worker in it is told. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from cloudq.deploy.plan import ROOM, ContainerPlan, Plan
+from cloudq.deploy.settings import Settings
+
+FOLDER: Final = "container"
+"""Of its templates."""
+USER: Final = 10001
+"""Whom it runs as: a number, so that Kubernetes can see that it is not root."""
+DATA: Final = "/data"
+"""A folder of that user's, for a volume."""
+HEALTH: Final = "/tmp/alive"  # in the container
+"""What a worker touches every two seconds while all is well."""
+HEALTHY: Final = f'test -n "$(find {HEALTH} -mmin -1)"'
+"""A shell's way to say whether it did so within the last minute. A Python would take longer to start than to answer."""
+
+_EXTRAS: Final = {"aws": "aws", "gcp": "gcp", "local": "aws"}
+
+
+def needed(plan: Plan) -> bool:
+    """Whether anything of the plan runs in containers. Google's functions do, and the queues of compose."""
+    return plan.target == "compose" or bool(plan.containers) or (plan.provider == "gcp" and bool(plan.functions))
+
+
+def values(plan: Plan, settings: Settings) -> dict[str, Any]:
+    """What the templates of the image are given."""
+    extras = f"cloudq-tasks[{_EXTRAS[plan.provider]},cli]"
+    return {
+        "python": settings.python,
+        "tag": settings.image or f"{plan.name}-{plan.stage}",
+        "user": USER,
+        "data": DATA,
+        "health": HEALTH,
+        "healthy": HEALTHY,
+        # Beside what the project itself asks for: a service that is pushed to needs a server
+        "requires": [extras, "uvicorn"] if plan.functions else [extras],
+    }
+
+
+def arguments(each: ContainerPlan) -> list[str]:
+    """``cloudq`` with these works on one queue; what is left of the time to stop is for its end."""
+    return [
+        "worker",
+        f"--queues={each.queue}",
+        f"--concurrency={each.concurrency}",
+        f"--grace={each.grace - ROOM}s",
+        f"--health-file={HEALTH}",
+    ]
