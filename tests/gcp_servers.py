@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -142,6 +143,15 @@ class StorageServer(Emulator):
         name = unique("bodies")
         self._ask("POST", f"/storage/v1/b?project={PROJECT}", json.dumps({"name": name}).encode())
         return name
+
+    def set_bucket(self, name: str, *, days: int | None) -> None:
+        """Create a bucket of that name anew, which deletes what is in it after ``days``."""
+        with suppress(urllib.error.HTTPError):  # there was none
+            self._ask("DELETE", f"/storage/v1/b/{name}")
+        self._ask("POST", f"/storage/v1/b?project={PROJECT}", json.dumps({"name": name}).encode())
+        if days is not None:
+            rule = {"action": {"type": "Delete"}, "condition": {"age": days}}
+            self._ask("PATCH", f"/storage/v1/b/{name}", json.dumps({"lifecycle": {"rule": [rule]}}).encode())
 
     def objects(self, bucket: str) -> list[str]:
         """The names of what is in a bucket."""

@@ -23,7 +23,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import grpc
 from google.cloud.scheduler_v1.types import cloudscheduler, job
-from google.cloud.tasks_v2.types import cloudtasks, task
+from google.cloud.tasks_v2.types import cloudtasks, queue, task
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -68,6 +68,8 @@ class GoogleAPI:
     before: Callable[[str], None] = lambda _: None
     """Called with each request's method before it is carried out; may raise Refused."""
     queues: set[str] = field(default_factory=set)
+    changed: dict[str, queue.Queue] = field(default_factory=dict)
+    """Of those, what somebody has set otherwise."""
     tasks: dict[str, task.Task] = field(default_factory=dict)
     jobs: dict[str, job.Job] = field(default_factory=dict)
     fired: list[str] = field(default_factory=list)
@@ -86,6 +88,11 @@ class GoogleAPI:
         """Create a Cloud Tasks queue."""
         self.queues.add(name)
         return name
+
+    def get_queue(self, request: cloudtasks.GetQueueRequest) -> queue.Queue:
+        _must(request.name in self.queues, "Queue does not exist.", "NOT_FOUND")
+        found = queue.Queue(name=request.name, state=queue.Queue.State.RUNNING, retry_config=queue.RetryConfig(max_attempts=-1))
+        return self.changed.get(request.name, found)
 
     def create_task(self, request: cloudtasks.CreateTaskRequest) -> task.Task:
         made = task.Task(request.task)
@@ -338,7 +345,7 @@ def google_api(pubsub: str, clock: ManualClock, **options: Any) -> Iterator[Goog
             (
                 api.handler(
                     "google.cloud.tasks.v2.CloudTasks",
-                    {name: getattr(cloudtasks, f"{name}Request") for name in ("CreateTask", "GetTask", "DeleteTask")},
+                    {name: getattr(cloudtasks, f"{name}Request") for name in ("CreateTask", "GetTask", "DeleteTask", "GetQueue")},
                 ),
                 api.handler(
                     "google.cloud.scheduler.v1.CloudScheduler",
