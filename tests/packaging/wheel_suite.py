@@ -22,7 +22,8 @@ def main(parts: list[str]) -> int:
             shutil.copy(file, tests)
         for part in parts:
             shutil.copytree(ROOT / "tests" / part, tests / part, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copytree(ROOT / "tests" / "events", tests / "events")
+        for data in ("events", "infra"):  # what tests of the parts read
+            shutil.copytree(ROOT / "tests" / data, tests / data, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copytree(ROOT / "docs", environment.cwd / "docs")  # the protocol's schema is held against real messages
         shutil.copy(ROOT / "pyproject.toml", environment.cwd)  # pytest's settings: warnings are errors here too
         where = environment.python("import cloudq; print(cloudq.__file__)").strip()

@@ -98,7 +98,7 @@ def test_only_what_has_no_name_before_it_is_there_is_allowed_everywhere() -> Non
         for each in found["Statement"]:
             assert not any("*" in action for action in each["Action"])
             if "*" in each["Resource"]:
-                assert each["Sid"] in {"JoinNetwork", "ListSchedules"}
+                assert each["Sid"] in {"JoinNetwork", "ListSchedules", "LogInToRegistry"}
 
 
 def test_what_is_not_planned_is_not_granted() -> None:
@@ -112,6 +112,47 @@ def test_the_policies_are_those_of_existing_queues_and_other_partitions() -> Non
     assert arn in allowed(policies(plan)["producer"], "sqs:SendMessage")
     china = Place(region="cn-north-1", account="1" * 12, partition="aws-cn")
     assert "arn:aws:" not in json.dumps([policy(each, planned(), china) for each in plan.roles if each.purpose == "function"])
+
+
+@pytest.mark.parametrize("name", ["store", "bodies", "timer", "key", "logs", "network", "secrets", "image", "undelivered"])
+def test_a_queue_may_be_named_like_what_else_there_is(name: str) -> None:
+    app = CloudQ("shop")
+    app.task(name="t", queue=name, timeout=30)(lambda: None)
+    found = policies(plan_of(app, parse({**ALL, **SECRETS, "timer": True, "prefix": "x-"}, "dev"), target="aws-terraform", stage="dev"))
+    queue = f"arn:aws:sqs:eu-west-1:123456789012:x-{name}"
+    assert allowed(found[f"x-{name}"], "sqs:ReceiveMessage") == [queue]
+    assert queue in allowed(found["producer"], "sqs:SendMessage")
+
+
+SECRETS: dict[str, Any] = {"secrets": {"A": "prod/a", "B": "arn:aws:secretsmanager:eu-west-1:123456789012:secret:b-AbCdEf"}}
+
+
+def test_secrets_are_read_one_by_one_by_functions_and_by_what_starts_containers_and_by_nobody_else() -> None:
+    found = policies(planned({**ALL, **SECRETS}))
+    named = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:"
+    readers = {name: allowed(each, "secretsmanager:GetSecretValue") for name, each in found.items()}
+    assert {name: arns for name, arns in readers.items() if arns} == {
+        reader: [f"{named}b-AbCdEf", f"{named}prod/a-??????"] for reader in ("shop-dev-emails", "execution")
+    }
+    assert allowed(found["execution"], "kms:Decrypt") == [HERE.kms_key]
+    assert "execution" not in policies(planned(SECRETS))
+
+
+@pytest.mark.parametrize(
+    ("image", "repositories"),
+    [
+        (None, ["arn:aws:ecr:eu-west-1:123456789012:repository/*"]),
+        ("210987654321.dkr.ecr.us-east-1.amazonaws.com/shop/worker:1", ["arn:aws:ecr:us-east-1:210987654321:repository/shop/worker"]),
+        ("210987654321.dkr.ecr.us-east-1.amazonaws.com/shop@sha256:00", ["arn:aws:ecr:us-east-1:210987654321:repository/shop"]),
+        ("registry.example.com/shop:1", []),
+    ],
+)
+def test_what_starts_containers_pulls_their_image_and_writes_their_logs(image: str | None, repositories: list[str]) -> None:
+    found = policies(planned({**ALL, **({} if image is None else {"image": image})}))["execution"]
+    assert allowed(found, "ecr:BatchGetImage") == repositories
+    assert allowed(found, "ecr:GetAuthorizationToken") == (["*"] if repositories else [])
+    assert allowed(found, "logs:PutLogEvents") == ["arn:aws:logs:eu-west-1:123456789012:log-group:/ecs/shop-dev-slow-fifo:*"]
+    assert allowed(found, "sqs:ReceiveMessage") == []
 
 
 @given(st.text(min_size=1))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cloudq.deploy.plan import DEAD_LETTERS, UNDELIVERED, Action, Plan, RolePlan
+from cloudq.deploy.plan import DEAD_LETTERS, UNDELIVERED, Action, Grant, Plan, RolePlan
 from cloudq.errors import ConfigError
 
 _SEND: Final = ("sqs:GetQueueUrl", "sqs:SendMessage")
 _ATTRIBUTES: Final = "sqs:GetQueueAttributes"
-# cloudq_aws.sqs.SQSBroker, .dynamodb.DynamoDBStore, .s3.Bodies, .scheduler.EventBridgeTimer, .kms; Lambda, "Execution role".
+# cloudq_aws.sqs.SQSBroker, .dynamodb.DynamoDBStore, .s3.Bodies, .scheduler.EventBridgeTimer, .kms, .secrets; Lambda, "Execution role";
+# ECS, "Task execution IAM role".
 ACTIONS: Final[Mapping[tuple[Action, str], tuple[str, ...]]] = {
     ("send", "queue"): _SEND,
     ("consume", "queue"): (
@@ -37,6 +38,9 @@ ACTIONS: Final[Mapping[tuple[Action, str], tuple[str, ...]]] = {
     ("sync", "timer"): ("scheduler:CreateSchedule", "scheduler:DeleteSchedule", "scheduler:GetSchedule", "scheduler:UpdateSchedule"),
     ("pass", "scheduler"): ("iam:PassRole",),
     ("encrypt", "key"): ("kms:Decrypt", "kms:GenerateDataKey"),
+    ("decrypt", "key"): ("kms:Decrypt",),
+    ("read", "secrets"): ("secretsmanager:GetSecretValue",),
+    ("pull", "image"): ("ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"),
     ("write", "logs"): ("logs:CreateLogStream", "logs:PutLogEvents"),
     ("join", "network"): (
         "ec2:AssignPrivateIpAddresses",
@@ -66,19 +70,27 @@ class Place:
         return f"arn:{self.partition}:{service}:{self.region}:{self.account}:{resource}"
 
 
+def partition_of(region: str) -> str:
+    """The partition of AWS that a region is in."""
+    return "aws-cn" if region.startswith("cn-") else "aws-us-gov" if region.startswith("us-gov-") else "aws"
+
+
 def policy(role: RolePlan, plan: Plan, place: Place) -> dict[str, Any]:
     """The policy of a role. Raises ConfigError for names that no policy can hold."""
     statements: list[dict[str, Any]] = []
     for grant in role.grants:
-        for kind, things in _kinds(grant.on).items():
+        for kind, things in _kinds(grant).items():
             actions = ACTIONS[grant.action, kind]
             if grant.action == "send" and plan.bodies is not None and role.purpose != "scheduler":
                 actions = (_ATTRIBUTES, *actions)  # a queue's own size decides whether a body is left elsewhere
+            resources = sorted({arn for thing in things for arn in _arns(thing, kind, role, plan, place)}, key=_own_name)
+            if not resources:  # an image elsewhere than in ECR
+                continue
             statements.append({
                 "Sid": grant.action.title() + kind.title(),
                 "Effect": "Allow",
                 "Action": list(actions if role.purpose != "scheduler" else [each for each in actions if each != "sqs:GetQueueUrl"]),
-                "Resource": sorted({arn for thing in things for arn in _arns(thing, kind, role, plan, place)}, key=_own_name),
+                "Resource": resources,
                 **_condition(kind),
             })  # fmt: skip
     if any(grant.action == "use" and "bodies" in grant.on for grant in role.grants) and plan.bodies is not None:
@@ -89,6 +101,8 @@ def policy(role: RolePlan, plan: Plan, place: Place) -> dict[str, Any]:
             "Action": ["s3:ListBucket"],
             "Resource": [f"arn:{place.partition}:s3:::{_bucket(plan, place)}"],
         })  # fmt: skip
+    if any(each["Sid"] == "PullImage" for each in statements):
+        statements.append({"Sid": "LogInToRegistry", "Effect": "Allow", "Action": ["ecr:GetAuthorizationToken"], "Resource": ["*"]})
     if any(grant.action == "sync" for grant in role.grants):
         statements.append({"Sid": "ListSchedules", "Effect": "Allow", "Action": ["scheduler:ListSchedules"], "Resource": ["*"]})
     return {"Version": "2012-10-17", "Statement": statements}
@@ -96,10 +110,12 @@ def policy(role: RolePlan, plan: Plan, place: Place) -> dict[str, Any]:
 
 def trust(role: RolePlan, plan: Plan, place: Place) -> dict[str, Any] | None:
     """Who may take the role on; ``None`` where that is the user's to say (producer and operator)."""
-    service = {"function": "lambda", "worker": "ecs-tasks", "scheduler": "scheduler"}.get(role.purpose)
+    service = {"function": "lambda", "worker": "ecs-tasks", "execution": "ecs-tasks", "scheduler": "scheduler"}.get(role.purpose)
     if service is None:
         return None
     condition: dict[str, Any] = {}
+    if service == "ecs-tasks":  # nobody else's tasks (AWS ECS, "Task IAM role": confused deputy)
+        condition = {"Condition": {"StringEquals": {"aws:SourceAccount": place.account}}}
     if role.purpose == "scheduler" and plan.timer is not None:
         group = place.arn("scheduler", f"schedule-group/{plan.timer.resource}")
         condition = {"Condition": {"StringEquals": {"aws:SourceAccount": place.account, "aws:SourceArn": group}}}
@@ -107,15 +123,14 @@ def trust(role: RolePlan, plan: Plan, place: Place) -> dict[str, Any] | None:
     return {"Version": "2012-10-17", "Statement": [allow]}
 
 
-_OTHERS: Final = frozenset({"store", "bodies", "timer", "scheduler", "key", "logs", "network"})
+_OF_QUEUES: Final = frozenset({"send", "consume", "inspect"})
 
 
-def _kinds(things: Iterable[str]) -> dict[str, list[str]]:
-    """Things by their kind: a queue, unless it is one of the others."""
-    found: dict[str, list[str]] = {}
-    for thing in things:
-        found.setdefault(thing if thing in _OTHERS else "queue", []).append(thing)
-    return found
+def _kinds(grant: Grant) -> dict[str, list[str]]:
+    """A grant's things by their kind. A queue may have the name of another kind."""
+    if grant.action in _OF_QUEUES:
+        return {"queue": list(grant.on)}
+    return {thing: [thing] for thing in grant.on}
 
 
 def _condition(kind: str) -> dict[str, Any]:
@@ -138,7 +153,12 @@ def _arns(thing: str, kind: str, role: RolePlan, plan: Plan, place: Place) -> li
         case "key":
             return [place.kms_key or place.arn("kms", "key/KEY")]
         case "logs":
-            return [place.arn("logs", f"log-group:/aws/lambda/{role.name}:") + "*"]
+            groups = [f"/aws/lambda/{role.name}"] if role.purpose == "function" else [f"/ecs/{each.name}" for each in plan.containers]
+            return [place.arn("logs", f"log-group:{each}:") + "*" for each in groups]
+        case "secrets":
+            return [secret(each, place) for each in plan.secrets]
+        case "image":
+            return _repository(plan.image, place)
         case _:
             return ["*"]  # network interfaces have no names before they are there
 
@@ -146,11 +166,31 @@ def _arns(thing: str, kind: str, role: RolePlan, plan: Plan, place: Place) -> li
 def _queue(thing: str, plan: Plan, place: Place) -> str:
     if thing == UNDELIVERED and plan.timer is not None and plan.timer.undelivered is not None:
         return place.arn("sqs", plan.timer.undelivered)
-    queue = plan.queue(thing.removeprefix(DEAD_LETTERS))
+    name = thing.removeprefix(DEAD_LETTERS)
+    queue = next((each for each in plan.queues if each.name == name), None)
+    if queue is None:
+        raise ConfigError(f"the plan has no queue {name!r}")
     existing, resource = queue.existing, queue.resource
     if thing.startswith(DEAD_LETTERS):
         existing, resource = queue.dead_letters.existing, queue.dead_letters.resource
     return existing if existing is not None and existing.startswith("arn:") else place.arn("sqs", resource)
+
+
+def secret(name: str, place: Place) -> str:
+    """The ARN of a secret by its name or ARN. Secrets Manager ends each with six characters of its own, which no name tells."""
+    return name if name.startswith("arn:") else place.arn("secretsmanager", f"secret:{name}") + "-??????"
+
+
+# AWS ECR, "Amazon ECR registries": ACCOUNT.dkr.ecr.REGION.amazonaws.com/REPOSITORY, then :TAG or @DIGEST.
+_ECR: Final = re.compile(r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/(?P<name>[a-z0-9._/-]+)([:@].*)?")
+
+
+def _repository(image: str | None, place: Place) -> list[str]:
+    """The repository of an image: none outside of ECR, any of the account while no image is named."""
+    if image is None:
+        return [place.arn("ecr", "repository/") + "*"]
+    found = _ECR.fullmatch(image)
+    return [f"arn:{place.partition}:ecr:{found['region']}:{found['account']}:repository/{found['name']}"] if found else []
 
 
 def _own_name(arn: str) -> tuple[str, str]:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from typing import Any
 
+from cloudq.deploy import aws_schedules, container
 from cloudq.deploy.aws_iam import Place, policy, trust
-from cloudq.deploy.plan import Plan
+from cloudq.deploy.plan import ContainerPlan, Plan, SchedulePlan
+from cloudq.deploy.providers import FARGATE_STOP
 from cloudq.deploy.settings import Settings
 
+
 def values(plan: Plan, settings: Settings) -> dict[str, Any]:
-    """What the templates are given."""
-    return {"variables": variables(plan, settings)}
-
-
-def variables(plan: Plan, settings: Settings) -> dict[str, Any]:
-    """The values of the module's variables. In policies the place is left to the module, in braces, which no name can have."""
+    """What the templates are given: ``variables``, the module's, without those that are the user's to set."""
+    # In policies the place is left to the module, in braces, which no name can have.
     place = Place(partition="{partition}", region="{region}", account="{account}", kms_key=settings.aws.kms_key)
-    return {
+    variables = {
         "app": plan.name,
         "stage": plan.stage,
         "reference": plan.reference,
@@ -26,6 +26,7 @@ def variables(plan: Plan, settings: Settings) -> dict[str, Any]:
         "python": settings.python,
         "architecture": settings.architecture,
         "environment": settings.environment,
+        "secrets": settings.secrets,
         "tags": settings.tags,
         "kms_key": settings.aws.kms_key,
         "permission_boundary": settings.aws.permission_boundary,
@@ -42,7 +43,6 @@ def variables(plan: Plan, settings: Settings) -> dict[str, Any]:
                 "max_receives": each.max_receives,
                 "dead_letters": each.dead_letters.name,
                 "existing": each.existing,
-                "alarm_age": each.alarm_age,
             }
             for each in plan.queues
         },
@@ -55,19 +55,10 @@ def variables(plan: Plan, settings: Settings) -> dict[str, Any]:
             }
             for each in plan.queues
         },
-        "functions": {
-            each.name: {
-                "queue": each.queue,
-                "memory": each.memory,
-                "timeout": each.timeout,
-                "concurrency": each.concurrency,
-                "batch_size": each.batch_size,
-                "batch_window": each.batch_window,
-                "max_concurrency": each.max_concurrency,
-                "reserved_concurrency": each.reserved_concurrency,
-            }
-            for each in plan.functions
-        },
+        "functions": {each.name: _without_name(each) for each in plan.functions},
+        "containers": {each.name: _container(each) for each in plan.containers},
+        "schedules": {name: part for each in plan.schedules for name, part in _parts(each, plan)},
+        "alarms": {f"{each.kind} {each.on}": asdict(each) for each in plan.alarms},
         "roles": {
             each.name: {
                 "purpose": each.purpose,
@@ -80,5 +71,36 @@ def variables(plan: Plan, settings: Settings) -> dict[str, Any]:
         "timer": None
         if plan.timer is None
         else {"resource": plan.timer.resource, "undelivered": plan.timer.undelivered, "role": plan.timer.role},
-        "bodies": None if plan.bodies is None else {"resource": plan.bodies.resource, "days": plan.bodies.days},
+        "bodies": None if plan.bodies is None else asdict(plan.bodies),
     }
+    if plan.image is not None:  # else it is the user's to give: data would come before their terraform.tfvars
+        variables["image"] = plan.image
+    return {"variables": variables}
+
+
+def _without_name(each: Any) -> dict[str, Any]:
+    return {key: value for key, value in asdict(each).items() if key != "name"}
+
+
+def _container(each: ContainerPlan) -> dict[str, Any]:
+    """A service, and what ``cloudq`` is told in it."""
+    stop = min(each.grace, FARGATE_STOP)
+    return {
+        **{key: value for key, value in _without_name(each).items() if key not in ("concurrency", "grace")},
+        "stop": stop,
+        "command": [*container.arguments(replace(each, grace=stop)), "--log-format=json"],
+    }
+
+
+def _parts(schedule: SchedulePlan, plan: Plan) -> list[tuple[str, dict[str, Any]]]:
+    """What EventBridge Scheduler keeps of a schedule, by name. A ``request`` is what SendMessage is asked after the queue's URL."""
+    request = aws_schedules.request(schedule, ordered=plan.queue(schedule.queue).fifo)
+    shared = {
+        "queue": schedule.queue,
+        "body": aws_schedules.text(schedule.body) if request is None else None,
+        "request": None if request is None else aws_schedules.text(request).removeprefix("{"),
+    }
+    return [
+        (part.name, {"expression": part.expression, "timezone": part.timezone, "description": part.description, **shared})
+        for part in schedule.parts
+    ]

@@ -1,62 +1,67 @@
 locals {
-  alarm_actions = var.alarms_topic == null ? [] : [var.alarms_topic]
+  actions = var.alarms_topic == null ? [] : [var.alarms_topic]
 
-  kept = merge(
-    { for queue in values(local.dead_letters) : queue.resource => "Tasks of the app failed for good: see `cloudq dlq list`" },
-    var.timer == null ? {} : { (var.timer.undelivered) = "EventBridge Scheduler could not send what was due" },
-  )
+  # What each kind of alarm looks at. Nothing to count is no reason to wake anybody.
+  watched = {
+    for key, alarm in var.alarms : key => merge(alarm, {
+      age = {
+        resource    = try(var.queues[alarm.on].resource, "")
+        name        = "is-late"
+        description = "The oldest message waits for longer than ${alarm.above} seconds"
+        namespace   = "AWS/SQS"
+        dimension   = "QueueName"
+        metric      = "ApproximateAgeOfOldestMessage"
+        statistic   = "Maximum"
+        periods     = 5
+      }
+      dead-letters = {
+        resource    = try(var.dead_letters[alarm.on].resource, "")
+        name        = "has-letters"
+        description = "Tasks of ${var.app} failed for good: see `cloudq dlq list`"
+        namespace   = "AWS/SQS"
+        dimension   = "QueueName"
+        metric      = "ApproximateNumberOfMessagesVisible"
+        statistic   = "Maximum"
+        periods     = 1
+      }
+      timer-undelivered = {
+        resource    = try(var.timer.undelivered, "")
+        name        = "has-letters"
+        description = "EventBridge Scheduler could not send what was due: see `cloudq dlq list`"
+        namespace   = "AWS/SQS"
+        dimension   = "QueueName"
+        metric      = "ApproximateNumberOfMessagesVisible"
+        statistic   = "Maximum"
+        periods     = 1
+      }
+      throttles = {
+        resource    = alarm.on
+        name        = "is-throttled"
+        description = "Throttled messages use up their deliveries"
+        namespace   = "AWS/Lambda"
+        dimension   = "FunctionName"
+        metric      = "Throttles"
+        statistic   = "Sum"
+        periods     = 5
+      }
+    }[alarm.kind])
+  }
 }
 
-resource "aws_cloudwatch_metric_alarm" "dead_letters" {
-  for_each = local.kept
+resource "aws_cloudwatch_metric_alarm" "alarm" {
+  for_each = local.watched
 
-  alarm_name          = "${each.key}-has-letters"
-  alarm_description   = each.value
-  namespace           = "AWS/SQS"
-  metric_name         = "ApproximateNumberOfMessagesVisible"
-  dimensions          = { QueueName = each.key }
-  statistic           = "Maximum"
+  alarm_name          = "${each.value.resource}-${each.value.name}"
+  alarm_description   = each.value.description
+  namespace           = each.value.namespace
+  metric_name         = each.value.metric
+  dimensions          = { (each.value.dimension) = each.value.resource }
+  statistic           = each.value.statistic
   period              = 60
-  evaluation_periods  = 1
+  evaluation_periods  = each.value.periods
   comparison_operator = "GreaterThanThreshold"
-  threshold           = 0
+  threshold           = each.value.above
   treat_missing_data  = "notBreaching"
-  alarm_actions       = local.alarm_actions
-  ok_actions          = local.alarm_actions
-}
-
-resource "aws_cloudwatch_metric_alarm" "age" {
-  for_each = { for name, queue in local.queues : name => queue if queue.alarm_age != null }
-
-  alarm_name          = "${each.value.resource}-is-late"
-  alarm_description   = "The oldest message waits for longer than ${each.value.alarm_age} seconds"
-  namespace           = "AWS/SQS"
-  metric_name         = "ApproximateAgeOfOldestMessage"
-  dimensions          = { QueueName = aws_sqs_queue.queue[each.key].name }
-  statistic           = "Maximum"
-  period              = 60
-  evaluation_periods  = 5
-  comparison_operator = "GreaterThanThreshold"
-  threshold           = each.value.alarm_age
-  treat_missing_data  = "notBreaching"
-  alarm_actions       = local.alarm_actions
-  ok_actions          = local.alarm_actions
-}
-
-resource "aws_cloudwatch_metric_alarm" "throttles" {
-  for_each = var.functions
-
-  alarm_name          = "${each.key}-is-throttled"
-  alarm_description   = "Throttled messages use up their deliveries"
-  namespace           = "AWS/Lambda"
-  metric_name         = "Throttles"
-  dimensions          = { FunctionName = aws_lambda_function.function[each.key].function_name }
-  statistic           = "Sum"
-  period              = 60
-  evaluation_periods  = 5
-  comparison_operator = "GreaterThanThreshold"
-  threshold           = 0
-  treat_missing_data  = "notBreaching"
-  alarm_actions       = local.alarm_actions
-  ok_actions          = local.alarm_actions
+  alarm_actions       = local.actions
+  ok_actions          = local.actions
 }

@@ -3,6 +3,10 @@ resource "aws_s3_bucket" "bodies" {
   count = var.bodies == null ? 0 : 1
 
   bucket = local.bucket
+
+  lifecycle {
+    prevent_destroy = true # messages that wait have their bodies here
+  }
 }
 
 resource "aws_s3_bucket_public_access_block" "bodies" {

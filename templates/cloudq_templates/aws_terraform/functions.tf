@@ -38,10 +38,13 @@ resource "aws_lambda_function" "function" {
   kms_key_arn                    = var.kms_key
 
   environment {
-    variables = merge(var.environment, local.seams, {
-      CLOUDQ_APP         = var.reference
-      CLOUDQ_CONCURRENCY = tostring(each.value.concurrency)
-    })
+    variables = merge(
+      var.environment,
+      local.seams,
+      { CLOUDQ_APP = var.reference, CLOUDQ_CONCURRENCY = tostring(each.value.concurrency) },
+      # Names: the function reads the values as it starts, since whoever may look at a function sees its environment
+      length(var.secrets) == 0 ? {} : { CLOUDQ_SECRETS = jsonencode(var.secrets) },
+    )
   }
 
   logging_config {

@@ -5,10 +5,18 @@ locals {
   queue_arns        = { for name, queue in var.queues : name => queue.existing == null ? aws_sqs_queue.queue[name].arn : queue.existing }
   dead_letters_arns = { for name, queue in var.dead_letters : name => queue.existing == null ? aws_sqs_queue.dead_letters[name].arn : queue.existing }
 
+  # For a request of SendMessage, which names a queue by its URL
+  queue_urls = {
+    for name, queue in var.queues : name => queue.existing == null ? aws_sqs_queue.queue[name].url : format(
+      "https://sqs.%s.%s/%s/%s", split(":", queue.existing)[3], data.aws_partition.here.dns_suffix, split(":", queue.existing)[4], queue.resource
+    )
+  }
+
   # By name, because the two kinds of queues would otherwise refer to each other in a circle
   sources = {
     for name, _ in local.dead_letters : name => [
-      for queue in values(local.queues) : "arn:${local.partition}:sqs:${local.region}:${local.account}:${queue.resource}" if queue.dead_letters == name
+      for queue in values(var.queues) : coalesce(queue.existing, "arn:${local.partition}:sqs:${local.region}:${local.account}:${queue.resource}")
+      if queue.dead_letters == name
     ]
   }
 }
@@ -52,8 +60,8 @@ resource "aws_sqs_queue" "dead_letters" {
   redrive_allow_policy = jsonencode({ redrivePermission = "byQueue", sourceQueueArns = local.sources[each.key] })
 
   lifecycle {
-    # Work waits here for a person: replacing the queue would throw it away
-    prevent_destroy = false # true where it must not be lost, on a stage that stays
+    # Work waits here for a person. To let go of it and keep it: terraform state rm 'aws_sqs_queue.dead_letters["NAME"]'
+    prevent_destroy = true
   }
 }
 

@@ -14,13 +14,20 @@ locals {
 
   assumed = { for name, role in var.roles : name => role if role.trust != null }
   offered = { for name, role in var.roles : name => role if role.trust == null }
+
+  role_names = {
+    for name, role in var.roles : name => lookup({
+      scheduler = try(var.timer.role, "")
+      execution = "${var.app}-${var.stage}-execution"
+    }, role.purpose, name)
+  }
 }
 
-# What runs tasks, and what EventBridge Scheduler sends as
+# What runs tasks, what starts containers, and what EventBridge Scheduler sends as
 resource "aws_iam_role" "role" {
   for_each = local.assumed
 
-  name                 = each.value.purpose == "scheduler" ? var.timer.role : each.key
+  name                 = local.role_names[each.key]
   assume_role_policy   = local.documents[each.key].trust
   permissions_boundary = var.permission_boundary
 }

@@ -26,8 +26,16 @@ resource "aws_dynamodb_table" "store" {
     enabled = true
   }
 
-  server_side_encryption {
-    enabled     = var.kms_key != null
-    kms_key_arn = var.kms_key
+  dynamic "server_side_encryption" {
+    for_each = var.kms_key == null ? [] : [var.kms_key]
+
+    content {
+      enabled     = true
+      kms_key_arn = server_side_encryption.value
+    }
+  }
+
+  lifecycle {
+    prevent_destroy = true # results, and what says which tasks have run
   }
 }

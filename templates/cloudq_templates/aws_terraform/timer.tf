@@ -1,4 +1,4 @@
-# Where long delays wait, and where `cloudq schedule sync` puts the schedules of the code
+# Where long delays wait, and where the schedules of the code are
 resource "aws_scheduler_schedule_group" "timer" {
   count = var.timer == null ? 0 : 1
 
@@ -14,6 +14,10 @@ resource "aws_sqs_queue" "undelivered" {
 
   sqs_managed_sse_enabled = var.kms_key == null ? true : null
   kms_master_key_id       = var.kms_key
+
+  lifecycle {
+    prevent_destroy = true # work that waits for a person
+  }
 }
 
 resource "aws_sqs_queue_policy" "undelivered" {

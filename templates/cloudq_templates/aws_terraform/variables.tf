@@ -34,6 +34,11 @@ variable "environment" {
   type = map(string)
 }
 
+variable "secrets" {
+  description = "Variables, and the name or ARN of the secret in Secrets Manager that each is to hold"
+  type        = map(string)
+}
+
 variable "tags" {
   type = map(string)
 }
@@ -74,12 +79,16 @@ variable "queues" {
     max_receives = number
     dead_letters = string
     existing     = optional(string)
-    alarm_age    = optional(number)
   }))
 
   validation {
     condition     = alltrue([for q in values(var.queues) : q.visibility <= 43200 && q.retention >= 60 && q.retention <= 1209600])
     error_message = "SQS hides a message for 12 hours at most, and keeps it from a minute to 14 days."
+  }
+
+  validation {
+    condition     = alltrue([for q in values(var.queues) : contains(keys(var.dead_letters), q.dead_letters)])
+    error_message = "A queue has no dead-letter queue, and what nobody could work on would be gone."
   }
 }
 
@@ -121,6 +130,67 @@ variable "functions" {
   }
 }
 
+variable "containers" {
+  description = "Services of ECS on Fargate; memory in MB, stop in seconds"
+  type = map(object({
+    queue              = string
+    memory             = number
+    cpu                = number
+    min_workers        = number
+    max_workers        = number
+    backlog_per_worker = number
+    stop               = number
+    command            = list(string)
+  }))
+
+  validation {
+    condition     = length(var.containers) == 0 || var.image != null
+    error_message = "Containers need an image: -var image=…, or image = \"…\" in terraform.tfvars."
+  }
+
+  validation {
+    condition     = length(var.containers) == 0 || length(var.subnets) > 0
+    error_message = "Containers on Fargate need subnets."
+  }
+
+  validation {
+    condition     = alltrue([for c in values(var.containers) : c.min_workers <= c.max_workers && c.stop <= 120])
+    error_message = "There are no more workers at least than at most, and ECS on Fargate waits for 120 seconds at most."
+  }
+}
+
+variable "schedules" {
+  description = "As EventBridge Scheduler keeps them; either a body, or what SendMessage is asked after the queue's URL"
+  type = map(object({
+    queue       = string
+    expression  = string
+    timezone    = string
+    description = string
+    body        = optional(string)
+    request     = optional(string)
+  }))
+
+  validation {
+    condition     = alltrue([for s in values(var.schedules) : can(regex("^(cron\\(\\S+( \\S+){5}\\)|rate\\(\\d+ (minute|hour|day)s?\\))$", s.expression))])
+    error_message = "An expression is cron(six fields) or rate(number unit)."
+  }
+
+  validation {
+    condition     = alltrue([for name, s in var.schedules : length(name) <= 64 && length(s.description) <= 512 && (s.body == null) != (s.request == null)])
+    error_message = "A schedule has a name of up to 64 and a description of up to 512 characters, and either a body or a request."
+  }
+}
+
+variable "alarms" {
+  description = "Each rises when what it is on goes above a number, of seconds or messages"
+  type        = map(object({ kind = string, on = string, above = number }))
+
+  validation {
+    condition     = alltrue([for a in values(var.alarms) : contains(["age", "dead-letters", "throttles", "timer-undelivered"], a.kind)])
+    error_message = "The kinds of alarms are age, dead-letters, throttles and timer-undelivered."
+  }
+}
+
 variable "roles" {
   description = "Who may do what; {partition}, {region} and {account} stand for those that this is applied in"
   type = map(object({
@@ -157,4 +227,16 @@ variable "package" {
   description = "The zip with the app, cloudq-tasks and what they need"
   type        = string
   default     = "build/function.zip"
+}
+
+variable "image" {
+  description = "Of the containers, with cloudq-tasks and the app; cloudq writes it where [tool.cloudq] has one"
+  type        = string
+  default     = null
+}
+
+variable "assign_public_ip" {
+  description = "For containers in public subnets, which reach AWS by no other way"
+  type        = bool
+  default     = false
 }

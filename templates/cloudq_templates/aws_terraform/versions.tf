@@ -1,6 +1,6 @@
 # These .tf files are yours: cloudq writes them once. What your code and [tool.cloudq] say is data, in cloudq.auto.tfvars.json.
 terraform {
-  required_version = ">= 1.5"
+  required_version = ">= 1.9"
 
   required_providers {
     aws = {
