@@ -225,11 +225,18 @@ def moto_dynamodb(folder: Path) -> Iterator[DynamoDBServer]:
 
 
 @contextmanager
-def _moto(folder: Path) -> Iterator[str]:
+def moto_cloudformation(folder: Path, tools: Path) -> Iterator[str]:
+    """The endpoint of a moto whose CloudFormation makes all of our templates; ``tools`` is the folder of infrastructure tools."""
+    with _moto(folder, "moto_cloudformation.py", str(tools)) as endpoint:
+        yield endpoint
+
+
+@contextmanager
+def _moto(folder: Path, script: str = "moto_server.py", *arguments: str) -> Iterator[str]:
     if find_spec("moto") is None or find_spec("flask") is None:
         missing("moto", "pip install 'moto[server]'")
     port = free_port()
-    command = [sys.executable, str(Path(__file__).with_name("moto_server.py")), "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, str(Path(__file__).with_name(script)), *arguments, "-H", "127.0.0.1", "-p", str(port)]
     endpoint = f"http://127.0.0.1:{port}"
     with running(command, ready=f"{endpoint}/moto-api/", log=folder / "moto.log", env=AWS_ENV):
         yield endpoint

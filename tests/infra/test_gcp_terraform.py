@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -213,6 +214,27 @@ def test_store_bodies_and_timer_are_there_where_the_plan_has_them(made: Made) ->
     assert len(made.of("google_storage_bucket.bodies")) == (plan.bodies is not None)
     agents = {"pubsub", "run"} | ({"firestore"} if plan.store else set()) | ({"storage"} if plan.bodies else set())
     assert made.of("google_kms_crypto_key_iam_member.agent").keys() == (agents if key else set())
+
+
+@whole
+def test_what_holds_work_or_results_is_not_destroyed(made: Made) -> None:
+    ran = tools.terraform(made.folder, "plan", "-destroy", "-input=false", "-no-color")
+    kept = set(re.findall(r"Resource\s(google_\w+\.\w+)\S*\s+has\s+lifecycle.prevent_destroy", ran.stderr))
+    assert kept == {"google_firestore_database.store", "google_pubsub_subscription.dead_letters", "google_storage_bucket.bodies"}
+
+
+def test_pods_of_kubernetes_may_act_as_their_queue_s_account(tmp_path: Path) -> None:
+    plan, settings = apps.plan("quickstart", "gcp-terraform", {"target": "kubernetes"})
+    for name, text in render("gcp_terraform", values_of(plan, settings)).items():
+        if name.endswith((".tf", ".json")):
+            (tmp_path / name).write_text(text)
+    terraform(tmp_path, "init", "-input=false")
+    for options, pool in (((), "shop-123456.svc.id.goog"), (("-var=workload_pool=other.svc.id.goog",), "other.svc.id.goog")):
+        terraform(tmp_path, "plan", "-input=false", "-out=planned", *options)
+        found = json.loads(terraform(tmp_path, "show", "-json", "planned"))["planned_values"]["root_module"]["resources"]
+        (granted,) = [each["values"] for each in found if each["address"].startswith("google_service_account_iam_member.pods")]
+        assert granted["role"] == "roles/iam.workloadIdentityUser"
+        assert granted["member"] == f"serviceAccount:{pool}[shop-dev/shop-dev-default]"
 
 
 @whole
