@@ -20,7 +20,7 @@ from cloudq.errors import CloudQError, SeamError
 from cloudq.schedules.naming import EVENTBRIDGE_PREFIX
 from cloudq_aws.client import Requests, client_for
 from cloudq_aws.errors import DENIED, Refusal, Service, mapped_to
-from cloudq_aws.undelivered import SCHEDULED_TIME
+from cloudq_aws.undelivered import SCHEDULED_TIME, SEND_MESSAGE
 
 __all__ = ["observe"]
 
@@ -33,8 +33,6 @@ _AT_ONCE: Final = 10
 _PAGES: Final = 100
 """Of a listing at most, each with a hundred."""
 
-_SEND_MESSAGE: Final = ":scheduler:::aws-sdk:sqs:sendMessage"
-"""What the universal target's ARN ends in, in every partition."""
 _GONE: Final = frozenset({"NoSuchLifecycleConfiguration", "NonExistentQueue", "QueueDoesNotExist", "ResourceNotFoundException"})
 
 
@@ -232,7 +230,7 @@ def _schedule(said: Mapping[str, Any]) -> Schedule:
     target: Mapping[str, Any] = said["Target"]
     text = str(target.get("Input", "")).replace(SCHEDULED_TIME, "<slot>")
     request: dict[str, Any] = {"MessageBody": text, "QueueUrl": target["Arn"]}
-    if str(target["Arn"]).endswith(_SEND_MESSAGE):
+    if str(target["Arn"]).endswith(SEND_MESSAGE):
         try:
             request = cast("dict[str, Any]", json.loads(text))
         except ValueError:

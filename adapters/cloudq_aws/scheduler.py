@@ -258,7 +258,7 @@ class EventBridgeTimer:
         if message.attributes or message.group is not None or message.tenant or _KEYWORD in message.body:
             request = {"QueueUrl": await self._url(queue), **entry(queue, message)}
             text = json.dumps(request, separators=(",", ":")).replace(_KEYWORD, _ESCAPED)  # the message's own text is no keyword
-            arn = SEND_MESSAGE
+            arn = f"arn:{self._partition}{SEND_MESSAGE}"
         else:
             text = message.body
         text = text.replace(_SLOT, slot)
@@ -332,7 +332,7 @@ class EventBridgeTimer:
         target: dict[str, Any] = found["Target"]
         expression: str = found["ScheduleExpression"]
         text = target.get("Input", "").replace(SCHEDULED_TIME, _SLOT)
-        sent: dict[str, Any] = json.loads(text) if target["Arn"] == SEND_MESSAGE else {"MessageBody": text}
+        sent: dict[str, Any] = json.loads(text) if target["Arn"].endswith(SEND_MESSAGE) else {"MessageBody": text}
         queue = note.get("queue") or sent.get("QueueUrl") or target["Arn"]
         group = sent.get("MessageGroupId")
         ordered = queue.endswith(".fifo")

@@ -13,8 +13,8 @@ from cloudq.message import dead_letter, parse
 
 __all__ = ["SCHEDULED_TIME", "SEND_MESSAGE", "read"]
 
-SEND_MESSAGE = "arn:aws:scheduler:::aws-sdk:sqs:sendMessage"
-"""The universal target: any request of SQS's SendMessage, as JSON."""
+SEND_MESSAGE = ":scheduler:::aws-sdk:sqs:sendMessage"
+"""What the ARN of the universal target ends in, in every partition: it takes a whole request of SQS's SendMessage, as JSON."""
 SCHEDULED_TIME = "<aws.scheduler.scheduled-time>"
 """What Scheduler replaces in its input (AWS, "Adding context attributes")."""
 
@@ -33,7 +33,7 @@ def read(delivery: Delivery, queue_of: Callable[[str], str]) -> Delivery:
         return delivery
     code, detail, target = said["ERROR_CODE"], said.get("ERROR_MESSAGE", ""), said["TARGET_ARN"]
     text = delivery.body.replace(SCHEDULED_TIME, said.get("SCHEDULED_TIME", SCHEDULED_TIME))
-    request: dict[str, Any] = _request(text) if target == SEND_MESSAGE else {"MessageBody": text, "QueueUrl": target}
+    request: dict[str, Any] = _request(text) if target.endswith(SEND_MESSAGE) else {"MessageBody": text, "QueueUrl": target}
     queue, body = queue_of(request.get("QueueUrl", "")), request.get("MessageBody", text)
     try:
         fields = parse(body)

@@ -11,7 +11,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -351,6 +351,19 @@ def test_what_scheduler_cut_is_kept_as_it_came(site: Site) -> None:
     )
     (letter,) = app.io.run(letters.scan(app, "work-dlq")).letters
     assert (letter.raw, letter.task, letter.error["type"]) == (cut, None, "Throttled")
+
+
+def test_in_other_partitions_a_whole_request_goes_to_the_target_of_theirs(site: Site) -> None:
+    daily = Schedule(name="daily", queue="work", message=Outgoing(body="{}", tenant="a"), trigger=every("1h"))
+
+    async def put(timer: EventBridgeTimer) -> Sequence[Schedule]:
+        await timer.put_schedule(daily)
+        return await timer.schedules()
+
+    (read,) = with_timer(site, put, url=site.url.replace("arn:aws:", "arn:aws-cn:"))
+    (found,) = site.firing.read()
+    assert found["Target"]["Arn"] == "arn:aws-cn:scheduler:::aws-sdk:sqs:sendMessage"
+    assert read.message.tenant == "a"
 
 
 def test_names_keep_to_64_plain_characters_and_stay_apart(site: Site) -> None:
