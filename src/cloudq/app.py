@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeVar, Unpack
 from cloudq import adapters, calls, records, signals, states
 from cloudq import result as results
 from cloudq.broker import Broker, CreatesQueues
-from cloudq.bulk import Bulk
+from cloudq.bulk import Bulk, bulk_of
 from cloudq.calls import Prepared
 from cloudq.clock import Clock, SystemClock
 from cloudq.config import Config, Queue
@@ -33,7 +33,7 @@ from cloudq.errors import (
     UnknownTask,
 )
 from cloudq.io import IOThread, drive
-from cloudq.message import Message, decode, parse, waits_for_members
+from cloudq.message import Message, waits_for_members
 from cloudq.middleware import Hooks, Middleware, call_quietly
 from cloudq.request import current
 from cloudq.sending import Sender
@@ -666,7 +666,7 @@ class CloudQ:
             except (StoreError, TimeoutError):  # the call is accepted: that QUEUED cannot be shown must not fail it
                 logger.warning("task %s: QUEUED could not be recorded", prepared.id, exc_info=True)
         if self.hooks.after_send:
-            call_quietly(self.hooks.after_send, _message(prepared), prepared.queue)
+            call_quietly(self.hooks.after_send, calls.message_of(prepared), prepared.queue)
 
     async def _adispatch(self, prepared: Prepared) -> results.AsyncResult[Any]:
         if self._held_back(prepared):
@@ -701,46 +701,48 @@ class CloudQ:
             except (StoreError, TimeoutError):
                 logger.warning("task %s: QUEUED could not be recorded", prepared.id, exc_info=True)
         if self.hooks.after_send:
-            call_quietly(self.hooks.after_send, _message(prepared), prepared.queue)
+            call_quietly(self.hooks.after_send, calls.message_of(prepared), prepared.queue)
 
     def _dispatch_many(self, prepared: Sequence[Prepared] | Bulk) -> list[results.AsyncResult[Any]]:
-        failed = self.sender.send_many(prepared)
-        accepted = self._accepted(prepared, failed)
+        bulk = bulk_of(prepared)
+        failed = self.sender.send_many(bulk)
+        accepted = self._accepted(bulk, failed)
         if accepted:
             try:
                 self.use_store(lambda store: self._record_many(store, accepted))
             except TimeoutError:  # the calls are accepted: that QUEUED cannot be shown must not fail them
                 logger.warning("QUEUED could not be recorded in time for all of %d tasks", len(accepted))
-        return self._sent_many(prepared, failed)
+        return self._sent_many(bulk, failed)
 
     async def _adispatch_many(self, prepared: Sequence[Prepared] | Bulk) -> list[results.AsyncResult[Any]]:
-        failed = await self.sender.asend_many(prepared)
-        accepted = self._accepted(prepared, failed)
+        bulk = bulk_of(prepared)
+        failed = await self.sender.asend_many(bulk)
+        accepted = self._accepted(bulk, failed)
         if accepted:
             try:
                 await self.ause_store(lambda store: self._record_many(store, accepted))
             except TimeoutError:
                 logger.warning("QUEUED could not be recorded in time for all of %d tasks", len(accepted))
-        return self._sent_many(prepared, failed)
+        return self._sent_many(bulk, failed)
 
-    def _accepted(self, prepared: Sequence[Prepared] | Bulk, failed: Mapping[int, Exception]) -> list[Prepared]:
+    def _accepted(self, bulk: Bulk, failed: Mapping[int, Exception]) -> list[Prepared]:
         """The calls whose QUEUED is to be recorded."""
         if self.store is None:
             return []
-        accepted = (calls.prepared_of(self, each) for index, each in enumerate(prepared) if index not in failed)
+        some = range(len(bulk)) if self._tracks_queued else bulk.whole  # a bare call has nothing else to be recorded for
+        accepted = (calls.prepared_of(self, bulk.entry(index)) for index in some if index not in failed)
         return [each for each in accepted if self._tracked(each)]
 
-    def _sent_many(self, prepared: Sequence[Prepared] | Bulk, failed: Mapping[int, Exception]) -> list[results.AsyncResult[Any]]:
+    def _sent_many(self, bulk: Bulk, failed: Mapping[int, Exception]) -> list[results.AsyncResult[Any]]:
         if self.hooks.after_send:
-            for index, each in enumerate(prepared):
+            for index, each in enumerate(bulk):
                 if index not in failed:
-                    call_quietly(self.hooks.after_send, _message(calls.prepared_of(self, each)), each.queue)
-        ids = prepared.ids if isinstance(prepared, Bulk) else [each.id for each in prepared]
-        handles: list[results.AsyncResult[Any]] = [results.AsyncResult(id, self) for id in ids]
+                    call_quietly(self.hooks.after_send, calls.message_of(each), each.queue)
+        handles: list[results.AsyncResult[Any]] = [results.AsyncResult(id, self) for id in bulk.ids]
         if failed:
             first = next(iter(failed.values()))
             raise BatchSendError(
-                f"{len(failed)} of {len(prepared)} messages were not accepted; the first: {first}", failed=failed, results=handles
+                f"{len(failed)} of {len(bulk)} messages were not accepted; the first: {first}", failed=failed, results=handles
             ) from first
         return handles
 
@@ -748,15 +750,19 @@ class CloudQ:
         if prepared.outgoing.delay and calls.is_waited_for(self, prepared):
             return True
         ignored = prepared.task is not None and prepared.task.settings.ignore_result
+        return self._tracks_queued and not ignored and not (prepared.message is not None and prepared.message.ignore_result)
+
+    @property
+    def _tracks_queued(self) -> bool:
+        """Whether QUEUED is recorded, but for tasks and calls without a result."""
         store, wanted = self.store, self.conf.track_queued
-        wanted = store is not None and not store.limits.metered if wanted is None else wanted
-        return wanted and not ignored and not (prepared.message is not None and prepared.message.ignore_result)
+        return store is not None and not store.limits.metered if wanted is None else wanted
 
     async def _record(self, store: Store, prepared: Prepared) -> None:
         ttl = self.conf.result_expires + prepared.outgoing.delay
         waits = calls.is_waited_for(self, prepared)
         due = self.clock.time() + prepared.outgoing.delay if prepared.outgoing.delay else None
-        await records.record_queued(store, _message(prepared), prepared.queue, ttl=ttl, due=due, waits=waits)
+        await records.record_queued(store, calls.message_of(prepared), prepared.queue, ttl=ttl, due=due, waits=waits)
 
     async def _record_many(self, store: Store, prepared: Sequence[Prepared]) -> None:
         async def some(part: Sequence[Prepared]) -> None:
@@ -782,12 +788,8 @@ def _sealing(signing: str | None, encryption: str | None, accept_unsigned: bool 
 
 def _called(prepared: Prepared, task: Task[..., Any]) -> tuple[str, str, str]:
     """What makes the call the same as another, its task and its id."""
-    message = _message(prepared)
+    message = calls.message_of(prepared)
     return task.call_key(message.args, message.kwargs), task.name, prepared.id
-
-
-def _message(prepared: Prepared) -> Message:
-    return prepared.message or decode(parse(prepared.outgoing.body))
 
 
 def _hint(name: str, known: Iterable[str]) -> str:

@@ -34,7 +34,7 @@ class Prepared:
     queue: str
     outgoing: Outgoing
     message: Message | None
-    """``None`` for a bare call, which is encoded without building one; ``decoded()`` makes it."""
+    """``None`` for a bare call, which is encoded without building one; ``message_of`` makes it."""
     task: Task[..., Any] | None
     after_commit: bool = False
 
@@ -140,11 +140,16 @@ def is_waited_for(app: CloudQ, prepared: Prepared) -> bool:
 
 
 def prepared_of(app: CloudQ, entry: Addressed) -> Prepared:
-    """An entry of a bulk, with its message and its task."""
+    """An entry of a bulk, with its task."""
     if isinstance(entry, Prepared):
         return entry
-    message = decode(parse(entry.outgoing.body))
-    return Prepared(entry.id, entry.queue, entry.outgoing, message, app.tasks.get(message.task))
+    return Prepared(entry.id, entry.queue, entry.outgoing, None, app.tasks.get(parse(entry.outgoing.body)["task"]))
+
+
+def message_of(entry: Addressed) -> Message:
+    """The message of a call that is ready to be sent."""
+    made = entry.message if isinstance(entry, Prepared) else None
+    return made or decode(parse(entry.outgoing.body))
 
 
 def outgoing_of(message: Message, *, delay: float = 0.0) -> Outgoing:

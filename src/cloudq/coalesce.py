@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Final, Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -53,6 +54,8 @@ class Coalescer(Generic[Item]):
         self._weights: deque[int] = deque()  # beside, because a pair for each item is one more thing for the collector to walk
         self._total = 0
         self._requests: deque[Callable[[], Awaitable[None]]] = deque()
+        self._request_next = False
+        """Whether it is the turn of these: items and requests take turns, so that neither waits for all of the other."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self._due = False
@@ -85,7 +88,7 @@ class Coalescer(Generic[Item]):
             self._wait(0.0 if self._eager and not self._tasks else self._pause)
 
     def add_request(self, perform: Callable[[], Awaitable[None]]) -> None:
-        """Queue a request that is full already: it takes its turn among the batches. It must not raise."""
+        """Queue a request that is full already: it takes turns with the batches. It must not raise."""
         self._requests.append(perform)
         self._go()
 
@@ -118,15 +121,19 @@ class Coalescer(Generic[Item]):
 
     def _go(self) -> None:
         """Start a request for each full batch, and for the rest if its linger is over, as far as the limit allows."""
-        while self._waiting and len(self._tasks) < self._limit:
+        while len(self._tasks) < self._limit:
             full = len(self._waiting) >= self._count or (self._weight is not None and self._total >= self._weight)
-            if not full and not self._due:
+            ready = bool(self._waiting) and (full or self._due)
+            if self._requests and (self._request_next or not ready):
+                self._request_next = False
+                self._start(self._request(self._requests.popleft()))
+            elif ready:
+                self._request_next = True
+                self._due = self._due and full
+                batch = self._take()
+                self._start(self._request(partial(self._perform, batch), len(batch)))
+            else:
                 break
-            if not full:
-                self._due = False
-            self._start(self._request(self._take()))
-        while self._requests and len(self._tasks) < self._limit:
-            self._start(self._timed(self._requests.popleft()()))
         if not self._waiting:
             self._due = False
             if self._timer is not None:
@@ -153,15 +160,12 @@ class Coalescer(Generic[Item]):
         self._total -= total
         return batch
 
-    async def _request(self, batch: list[Item]) -> None:
-        await self._timed(self._perform(batch))
-        self._owed += len(batch)
-
-    async def _timed(self, request: Awaitable[None]) -> None:
+    async def _request(self, perform: Callable[[], Awaitable[None]], items: int = 0) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        await request
+        await perform()
         self._trip += (loop.time() - began - self._trip) / 4
+        self._owed += items
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -80,13 +80,10 @@ class Tally:
         """One of them."""
         if answer is not None:
             self.failed[index] = answer
-        self._count((index,))
+        self.settle((index,))
 
-    def accept(self, indices: Sequence[int]) -> None:
-        """Those that were taken."""
-        self._count(indices)
-
-    def _count(self, indices: Sequence[int]) -> None:
+    def settle(self, indices: Sequence[int]) -> None:
+        """These have their answer: they were taken, unless ``failed`` says otherwise."""
         for index in indices:
             self.answered[index] = 1
         self.left -= len(indices)
@@ -313,10 +310,9 @@ class Sender:
         return self.checks is None or entries.size(index) <= claimcheck.SMALL
 
     def _failures(self, entries: Bulk, tally: Tally) -> dict[int, Exception]:
-        failures = dict(tally.failed)
-        if tally.left:
-            unknown = [index for index, answered in enumerate(tally.answered) if not answered]
-            failures.update((index, self._unknown(entries.queues[index], entries.ids[index])) for index in unknown)
+        unknown = [index for index, answered in enumerate(tally.answered) if not answered] if tally.left else ()
+        failures: dict[int, Exception] = {index: self._unknown(entries.queues[index], entries.ids[index]) for index in unknown}
+        failures.update(tally.failed.copy())  # read last: answers go on coming, and one that failed since then is not to be lost
         return dict(sorted(failures.items()))
 
     # ------------------------------------------------------------------ sealing
@@ -542,9 +538,10 @@ class Sender:
                 parcels = await self._fitted_in_order(queue, parcels)
                 if not parcels:
                     return
-            answers: Sequence[Answer] = await self.broker.send(queue, [parcel.outgoing for parcel in parcels])
         except Exception as error:
-            answers = [error] * len(parcels)
+            answers: Sequence[Answer] = [error] * len(parcels)
+        else:
+            answers = await self._answers(queue, [parcel.outgoing for parcel in parcels])
         again: list[Parcel] = []
         longest = 0.0
         for parcel, answer in zip(parcels, answers, strict=True):
@@ -561,18 +558,24 @@ class Sender:
             await self._send_batch(queue, again)
 
     async def _send_load(self, load: Load) -> None:
-        indices = load.indices
-        answers: Sequence[Answer]
-        try:
-            answers = await self.broker.send(load.queue, [*map(load.entries.outgoing, indices)])
-        except Exception as error:
-            answers = [error] * len(indices)
+        taken = load.indices
+        answers = await self._answers(load.queue, [*map(load.entries.outgoing, taken)])
         if any(answers):
-            refused = [(index, answer) for index, answer in zip(indices, answers, strict=True) if answer is not None]
-            indices = [index for index, answer in zip(indices, answers, strict=True) if answer is None]
-            for index, answer in refused:
-                self._refused(load.parcel(index), answer)
-        load.tally.accept(indices)
+            for index, answer in zip(taken, answers, strict=True):
+                if answer is not None:
+                    self._refused(load.parcel(index), answer)
+            taken = [index for index, answer in zip(taken, answers, strict=True) if answer is None]
+        load.tally.settle(taken)
+
+    async def _answers(self, queue: str, messages: Sequence[Outgoing]) -> Sequence[Answer]:
+        """The broker's, one for each message. A function of its own, as an error keeps its frame: only these messages live as long."""
+        try:
+            answers = await self.broker.send(queue, messages)
+            if len(answers) != len(messages):
+                raise BrokerError(f"queue {queue!r}: {len(answers)} answers to {len(messages)} messages: nobody knows which were taken")
+        except Exception as error:
+            return [error] * len(messages)
+        return answers
 
     def _refused(self, parcel: Parcel, answer: Exception) -> None:
         """Have it sent again where that may help."""

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import threading
+import tracemalloc
+import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-from cloudq import CloudQ
+from cloudq import CloudQ, calls
 from cloudq.broker import EMPTY, Outgoing, SendError
 from cloudq.bulk import Bulk, Entry
 from cloudq.calls import prepare_many, prepare_signature
 from cloudq.clock import ManualClock
-from cloudq.errors import BatchSendError, SendUnknown
+from cloudq.errors import BatchSendError, BrokerError, BrokerUnavailable, SendUnknown
 from cloudq.memory import MemoryBroker, MemoryStore
 from cloudq.memory.broker import DEFAULT
 from cloudq.message import new_ids
+from cloudq.sending import Tally
 
 
 class Remote(MemoryBroker):
@@ -145,3 +150,139 @@ def test_entries_are_packed_by_queue_count_and_bytes() -> None:
     bulk.add_bare("6", "a", "x" * 50)
     assert bulk.packed(range(7), 2, 1000) == [("b", [0, 2]), ("a", [1, 3]), ("b", [4]), ("a", [5, 6])]
     assert bulk.packed([1, 3, 5, 6], 10, 100) == [("a", [1, 3, 5]), ("a", [6])]
+
+
+class Scripted(Remote):
+    """What it answers to each request is said by a function of its number and its messages; each takes ``trip`` seconds."""
+
+    def __init__(self, answer: Callable[[int, Sequence[Outgoing]], Sequence[SendError | None]], trip: float = 0.0) -> None:
+        super().__init__()
+        self.answer, self.trip = answer, trip
+
+    async def send(self, queue: str, messages: Sequence[Outgoing]) -> Sequence[SendError | None]:
+        self.requests.append(len(messages))
+        number = len(self.requests)
+        await asyncio.sleep(self.trip)
+        return self.answer(number, messages)
+
+
+def taken(number: int, messages: Sequence[Outgoing]) -> Sequence[SendError | None]:
+    return [None] * len(messages)
+
+
+@pytest.mark.parametrize("given", [0, 9, 11])
+def test_a_driver_that_gives_another_number_of_answers_has_confirmed_nothing(given: int) -> None:
+    app = app_of(Scripted(lambda number, messages: [None] * (given if len(messages) == 10 else len(messages))))
+    with pytest.raises(BatchSendError, match=f"{given} answers to 10 messages") as caught:
+        app.send_many(app["take"].s(n) for n in range(23))
+    assert sorted(caught.value.failed) == list(range(20))
+    assert {type(each) for each in caught.value.failed.values()} == {BrokerError}
+
+
+def test_an_entry_that_is_refused_while_the_patience_ends_is_not_taken_for_accepted() -> None:
+    sender, refused = app_of(Remote()).sender, SendError("no")
+    tally = Tally(2, lambda: None)
+
+    class Late(bytearray):
+        """The answer comes while it is looked for."""
+
+        def __iter__(self) -> Any:
+            tally.tell(0, refused)
+            return super().__iter__()
+
+    tally.answered = Late(2)
+    failures = sender._failures(Bulk(Entry("q", Outgoing(body="x"), str(n)) for n in range(2)), tally)
+    assert failures[0] is refused
+    assert isinstance(failures[1], SendUnknown)
+
+
+def test_many_calls_are_sent_although_callers_beside_them_keep_the_queue_full() -> None:
+    broker = Scripted(taken, trip=0.02)
+    app = app_of(broker)
+    app.sender.patience = 3.0
+
+    async def scenario() -> None:
+        async def caller() -> None:
+            while True:
+                await app["take"].adelay(0)
+
+        callers = [asyncio.create_task(caller()) for _ in range(400)]
+        await asyncio.sleep(0.2)
+        await app.asend_many(app["take"].s(n) for n in range(500))
+        for each in callers:
+            each.cancel()
+        await asyncio.wait(callers)
+
+    asyncio.run(scenario())
+
+
+def test_a_call_beside_many_does_not_wait_for_all_of_them() -> None:
+    broker = Scripted(taken, trip=0.01)
+    app = app_of(broker)
+    many = threading.Thread(target=lambda: app.send_many(app["take"].s(n) for n in range(10_000)))
+    many.start()
+    while len(broker.requests) < 20:
+        threading.Event().wait(0.001)
+    app["take"].delay(0)
+    assert len(broker.requests) < 500
+    many.join()
+    assert sum(broker.requests) == 10_001
+
+
+def test_closing_in_the_middle_leaves_no_request_that_was_made_and_not_begun() -> None:
+    app = app_of(Scripted(taken, trip=3600.0))  # a coroutine that nobody awaits would fail this test
+    app.sender.patience = 0.5
+
+    def send() -> None:
+        with pytest.raises(BatchSendError):
+            app.send_many(app["take"].s(n) for n in range(1_000))
+
+    many = threading.Thread(target=send)
+    many.start()
+    while not app.io.running:
+        threading.Event().wait(0.001)
+    threading.Event().wait(0.1)
+    app.io.close(timeout=0.5)
+    many.join()
+    gc.collect()
+
+
+def test_a_request_that_failed_and_was_repeated_keeps_nothing_alive() -> None:
+    class Held:
+        def __init__(self, number: int) -> None:
+            self.queue, self.outgoing, self.id = "q", Outgoing(body=str(number)), str(number)
+
+    def away(number: int, messages: Sequence[Outgoing]) -> Sequence[SendError | None]:
+        if number == 2:
+            raise BrokerUnavailable("away")
+        return [None] * len(messages)
+
+    app = app_of(Scripted(away))
+    entries = [Held(number) for number in range(50)]
+    alive = weakref.WeakSet(entries)
+    gc.disable()
+    try:
+        assert app.sender.send_many(entries) == {}
+        del entries
+        app.close()
+        assert len(alive) == 0
+    finally:
+        gc.enable()
+
+
+def test_calls_that_no_store_records_are_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = app_of(Remote(), store=MemoryStore(), track_queued=False)
+    monkeypatch.setattr(calls, "parse", None)
+    assert len(app.send_many(app["take"].s(n) for n in range(20))) == 20
+
+
+def test_calls_to_be_recorded_wait_without_their_messages() -> None:
+    app = app_of(MemoryBroker(), store=MemoryStore())
+    bulk = prepare_many(app, (app["take"].s(n) for n in range(2_000)), bare=True)
+    tracemalloc.start()
+    try:
+        accepted = app._accepted(bulk, {})
+        assert len(accepted) == 2_000
+        assert tracemalloc.get_traced_memory()[0] / 2_000 < 300
+    finally:
+        tracemalloc.stop()
