@@ -97,6 +97,17 @@ def _install(extra: Any) -> None:
     for each in (BucketPolicy, ScalableTarget, ScalingPolicy, Alarm, Schedule):
         parsing.get_model_map()[each.cloudformation_type()] = each
 
+    delete = parsing.ResourceMap.delete
+
+    def delete_and_keep(self: Any) -> None:
+        """Keep what a stack that was made whole keeps: moto knows ``Retain`` alone."""
+        for each in self._resource_json_map.values():
+            if each.get("DeletionPolicy") == "RetainExceptOnCreate":
+                each["DeletionPolicy"] = "Retain"
+        delete(self)
+
+    parsing.ResourceMap.delete = delete_and_keep  # type: ignore[method-assign]
+
     def and_then(model: Any, more: Any) -> None:
         """Have ``model`` heed properties that it leaves out."""
         create = model.create_from_cloudformation_json.__func__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 
@@ -79,7 +80,17 @@ def _import(name: str) -> ModuleType:
             raise ConfigError(f"there is no module {error.name!r} here: run it where the module is, or put that on PYTHONPATH") from None
         raise ConfigError(f"importing {name} failed: {error}") from error
     except Exception as error:
-        raise ConfigError(f"importing {name} failed: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"importing {name} failed: {type(error).__name__}: {error}{_place(error)}") from error
+
+
+def _place(error: BaseException) -> str:
+    """Where below the current directory, and else where at all, an error came from; a syntax error says so itself."""
+    frames = [each for each in traceback.extract_tb(error.__traceback__) if each.filename != __file__]
+    own = [each for each in frames if Path(each.filename).is_relative_to(Path.cwd()) and "site-packages" not in each.filename]
+    if isinstance(error, SyntaxError) or not frames:
+        return ""
+    last = (own or frames)[-1]
+    return f" ({last.filename}, line {last.lineno})"
 
 
 def _apps(module: ModuleType) -> dict[str, CloudQ]:

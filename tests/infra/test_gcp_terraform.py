@@ -102,6 +102,8 @@ def test_queues_and_dead_letters_are_the_plan_s(made: Made) -> None:
         assert found["enable_message_ordering"] == queue.fifo
         assert found["dead_letter_policy"][0]["max_delivery_attempts"] == queue.max_receives
         dead, letters = queue.dead_letters, made.of("google_pubsub_subscription.dead_letters")
+        topic = dead.existing or made.of("google_pubsub_topic.dead_letters")[dead.name]["id"]
+        assert found["dead_letter_policy"][0]["dead_letter_topic"] == topic
         assert (dead.name in letters) == (dead.existing is None)
         if dead.existing is None:
             assert letters[dead.name]["name"] == made.of("google_pubsub_topic.dead_letters")[dead.name]["name"] == dead.resource

@@ -415,7 +415,7 @@ def test_an_app_that_is_no_variable_of_a_module_cannot_be_named() -> None:
         (f"{MODULE}:add", r"process_tasks.add is no CloudQ app; the module has app"),
         ("json", "the module json has no CloudQ app"),
         ("cloudq_two_apps", r"2 apps \(one, two\): name one, as in cloudq_two_apps:one"),
-        ("cloudq_broken", "importing cloudq_broken failed: ZeroDivisionError"),
+        ("cloudq_broken", r"importing cloudq_broken failed: ZeroDivisionError: .*cloudq_broken\.py, line 1\)"),
     ],
 )
 def test_a_reference_that_leads_to_no_app_is_refused_with_a_way_out(

@@ -205,6 +205,13 @@ def test_nothing_is_applied_while_an_edit_stands_against_the_plan(project: Path,
     assert len(told(tools)) == 2
 
 
+def test_where_the_environment_leads_elsewhere_it_is_said(project: Path, tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool(tools, "terraform")
+    assert "and not to AWS" not in deploy(project, "--apply")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9324")
+    assert "so this goes to http://127.0.0.1:9324 and not to AWS" in deploy(project, "--apply")
+
+
 def test_what_is_missing_is_said_before_anything_is_written(project: Path, tools: Path) -> None:
     assert "terraform is not installed" in deploy(project, "--apply", code=2)
     (project / "out/build/function.zip").unlink()

@@ -101,7 +101,12 @@ def test_a_million_tasks_on_pubsub_and_cloud_run() -> None:
 def test_a_million_tasks_on_pubsub_and_a_worker_pool() -> None:
     found = cost("gcp-terraform", CONTAINER)
     assert found.host == "Pub/Sub + worker pool"
-    assert dollars(found) == {"bytes": 0.0728, "idle pulls": 0.0048, "CPU": 7.3873, "memory": 1.6228}
+    # A whole vCPU: Cloud Run gives no quarter to a pool
+    assert dollars(found) == {"bytes": 0.0728, "idle pulls": 0.0048, "CPU": 29.5492, "memory": 1.6228}
+
+
+def test_more_memory_takes_more_cpus_of_cloud_run() -> None:
+    assert dollars(cost("gcp-terraform", {"defaults": {"memory": 8192}}))["CPU"] == 0.48
 
 
 @pytest.mark.parametrize(

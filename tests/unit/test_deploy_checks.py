@@ -204,6 +204,12 @@ def test_a_queue_must_not_take_the_name_of_a_role_or_of_the_timer_s_queue() -> N
     assert "the name of a role" in only(an_app("operator"), {"prefix": ""}).what
     assert "the name of a role" in only(an_app("scheduler"), {"timer": True}).what
     assert "leaves what it could not send" in only(an_app("undelivered"), {"timer": True}).what
+    sharing = an_app()
+    sharing.queues["q"] = Queue("q", dead_letter="undelivered")
+    assert "leaves what it could not send" in only(sharing, {"timer": True}).what
+    container = {"runs_on": "container", "memory": 512}
+    assert "the name of a role" in only(an_app("execution"), {"queues": {"execution": container}}).what
+    assert found(an_app("execution")) == []
 
 
 def test_dead_letters_must_not_be_worked_off_and_share_a_queue_ten_at_most() -> None:
@@ -256,13 +262,42 @@ def test_compose_has_the_limits_of_the_queue_server_that_it_runs() -> None:
     assert "1 MiB" in problem.what
 
 
+def test_what_an_app_uses_is_in_its_own_region() -> None:
+    arn = "arn:aws:{}:{}:123456789012:{}".format
+    app = an_app()
+
+    def table(region: str) -> dict[str, Any]:
+        queue = {"existing": arn("sqs", region, "shop-dev-q"), "existing_dead_letter": arn("sqs", region, "shop-dev-q-dlq")}
+        return {
+            "aws": {"region": "eu-west-1", "kms_key": arn("kms", region, "key/1")},
+            "alarms_topic": arn("sns", region, "alarms"),
+            "secrets": {"STRIPE": arn("secretsmanager", region, "secret:stripe-AbCdEf"), "OTHER": "prod/other"},
+            "queues": {"q": queue},
+        }
+
+    assert found(app, table("eu-west-1")) == []
+    assert {(each.where, each.what) for each in found(app, table("eu-west-2"))} == {
+        (f"tool.cloudq.{where}", "it is in eu-west-2, and the app in eu-west-1")
+        for where in ("aws.kms_key", "alarms_topic", "secrets.STRIPE", "queues.q.existing", "queues.q.existing_dead_letter")
+    }
+
+
+def test_what_defaults_say_of_all_queues_is_told_once() -> None:
+    app = an_app()
+    app.task(name="u", queue="r", timeout="30s")(nothing)
+    assert only(app, {"defaults": {"retention": "15d"}}).where == "tool.cloudq.defaults.retention"
+    both = found(app, {"defaults": {"retention": "15d"}, "queues": {"q": {"retention": "16d"}}})
+    assert {each.where for each in both} == {"tool.cloudq.defaults.retention", "tool.cloudq.queues.q.retention"}
+
+
 def test_a_bad_arn_tag_or_network_is_told() -> None:
     table: dict[str, Any] = {
         "alarms_topic": "alarms",
         "tags": {"aws:x": "1", "ok": "<&>", "Kosten stelle": "a+b"},
-        "aws": {"kms_key": "alias/x", "permission_boundary": "p", "region": "Frankfurt", "subnets": ["s"]},
+        "aws": {"kms_key": "alias/x", "permission_boundary": "p", "region": "Frankfurt", "subnets": ["vpc-1"]},
     }
     assert {each.where for each in found(an_app(), table)} == {
+        "tool.cloudq.aws.subnets",
         "tool.cloudq.alarms_topic",
         'tool.cloudq.tags."aws:x"',
         "tool.cloudq.tags.ok",
@@ -379,7 +414,8 @@ def test_the_command_prints_the_plan_and_leaves_2_with_every_problem(tmp_path: P
     settings.write_text(f'[tool.cloudq]\napp = "shop:app"\ntarget = "aws-sam"\nalarms_topic = "{TOPIC}"\n', "utf-8")
     shown = cloudq(tmp_path)
     assert (shown.returncode, shown.stderr) == (0, "")
-    assert "shop-dev-emails-dlq" in shown.stdout
+    assert "names of queues begin with shop-dev-" in shown.stdout
+    assert "emails-dlq" in shown.stdout
     assert "cron(0 9 ? * 2-6 *) Europe/Berlin" in shown.stdout
     answered = json.loads(cloudq(tmp_path, "compose", "--json").stdout)
     assert (answered["plan"]["target"], answered["problems"]) == ("compose", [])
@@ -392,3 +428,30 @@ def test_the_command_prints_the_plan_and_leaves_2_with_every_problem(tmp_path: P
     assert "\x1b" not in refused.stderr
     assert "2 problems" in refused.stderr
     assert cloudq(tmp_path, "--json").returncode == 2
+
+
+def test_on_a_terminal_of_80_columns_nothing_of_a_plan_is_cut(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(SHOP, "utf-8")
+    (tmp_path / "pyproject.toml").write_text(f'[tool.cloudq]\napp = "shop:app"\nalarms_topic = "{TOPIC}"\n', "utf-8")
+    wide = cloudq(tmp_path, "aws-sam").stdout
+    terminal, output = os.openpty()
+    environment = {**{name: value for name, value in os.environ.items() if not name.startswith("CLOUDQ_")}, "TERM": "dumb"}  # 80 columns
+    command = [sys.executable, "-m", "cloudq.cli", "plan", "aws-sam"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=output, stderr=subprocess.DEVNULL) as process:
+        os.close(output)
+        told = bytearray()
+        while chunk := _read(terminal):
+            told += chunk
+        assert process.wait(60) == 0
+    os.close(terminal)
+    lines = told.decode().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sorted(" ".join(lines).split()) == sorted(wide.split())
+
+
+def _read(terminal: int) -> bytes:
+    """What a program writes to its terminal; nothing once it has ended."""
+    try:
+        return os.read(terminal, 65_536)
+    except OSError:
+        return b""

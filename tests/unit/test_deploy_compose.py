@@ -113,9 +113,11 @@ def test_broker_and_store_are_here_and_secrets_come_from_outside() -> None:
 
 def test_the_image_is_built_of_the_project_wherever_the_files_are_unless_there_is_one() -> None:
     plan, read = planned()
-    service = compose(plan, read, folder="$infra/a b", project="../..")["services"]["queues"]
-    assert service["build"] == {"context": "../..", "dockerfile": "$$infra/a b/Dockerfile"}
-    assert service["image"] == "shop-dev"
+    services = compose(plan, read, folder="$infra/a b", project="../..")["services"]
+    assert {name: each["build"] for name, each in services.items() if "build" in each} == {
+        "queues": {"context": "../..", "dockerfile": "$$infra/a b/Dockerfile"}
+    }, "one builds it, or several would at once"
+    assert {each["image"] for each in services.values()} == {"shop-dev"}
     assert "build" not in compose(*planned({"image": "registry.example.com/shop:1"}))["services"]["queues"]
 
 
@@ -208,10 +210,46 @@ def test_the_image_goes_along_where_something_runs_in_it_with_what_that_needs(ta
     assert re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE) == ["python:3.12-slim-trixie"] * 2
 
 
+@pytest.mark.parametrize(
+    ("target", "table", "built"),
+    [
+        ("gcp-terraform", {"architecture": "arm64"}, "docker build --platform linux/amd64 --file"),
+        ("aws-terraform", {"defaults": {"runs_on": "container"}}, "docker build --platform linux/arm64 --file"),
+        ("aws-terraform", {"defaults": {"runs_on": "container"}, "architecture": "x86_64"}, "docker build --platform linux/amd64 --file"),
+        ("kubernetes", {}, "docker build --file"),
+    ],
+)
+def test_the_image_is_built_for_where_it_runs(target: Target, table: dict[str, Any], built: str) -> None:
+    app = CloudQ("shop")
+    app.task(name="t", queue="emails", timeout="90s")(lambda: None)
+    read = parse(table, "dev")
+    assert f"#   {built} " in render("container", values_of(plan_of(app, read, target=target, stage="dev"), read))["Dockerfile"]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"pyproject.toml": '[tool.cloudq]\napp = "shop:app"\n'},
+        {"pyproject.toml": '[project]\nname = "shop"\nversion = "1"\n[tool.cloudq]\napp = "shop:app"\n'},
+        {"pyproject.toml": "", "requirements.txt": ""},
+    ],
+)
+def test_the_image_installs_what_a_project_says_and_nothing_where_it_says_nothing(files: dict[str, str], tmp_path: Path) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, "utf-8")
+    dockerfile = render("container", values_of(*planned()))["Dockerfile"]
+    (run,) = [each for each in re.findall(r"^RUN ((?:.*\\\n)*.*)", dockerfile, re.MULTILINE) if "pyproject.toml" in each]
+    venv = tmp_path / "venv"
+    environment = {**os.environ, "VIRTUAL_ENV": str(venv), "UV_OFFLINE": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = ["sh", "-ec", run.replace("/venv", str(venv))]
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
 def test_the_image_runs_a_worker_as_nobody_and_takes_no_secret_along() -> None:
     made = files(*planned())
     lines = made["Dockerfile"].splitlines()
     assert "USER 10001:10001" in lines
     assert lines[-2:] == ['ENTRYPOINT ["cloudq"]', 'CMD ["worker", "--health-file=/tmp/alive"]']
     ignored = made["Dockerfile.dockerignore"].splitlines()
-    assert {"**/.env", "**/*.tfstate", "**/.git", "**/*.pem"} <= set(ignored)
+    assert {"**/.env", "**/*.env", "**/*.tfstate", "**/*.tfvars", "**/*.tfvars.json", "**/.git", "**/*.pem"} <= set(ignored)

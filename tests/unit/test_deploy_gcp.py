@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudq import CloudQ, every
-from cloudq.deploy import checks
-from cloudq.deploy.gcp_iam import PUSH, accounts, bindings
-from cloudq.deploy.gcp_terraform import bucket, cpu, values
+from cloudq.deploy import checks, kubernetes
+from cloudq.deploy.gcp_iam import PUSH, accounts, bindings, email, subscribed
+from cloudq.deploy.gcp_terraform import bucket, cpu, policies, values
 from cloudq.deploy.plan import Plan, plan_of
 from cloudq.deploy.settings import Settings, parse
 from cloudq_gcp.naming import Naming
@@ -42,14 +44,18 @@ WHOLE: dict[str, Any] = {
 }
 
 
-def planned(table: dict[str, Any] | None = None, *, queues: tuple[str, ...] = ("emails", "slow")) -> tuple[Plan, Settings]:
+def an_app(queues: tuple[str, ...] = ("emails", "slow")) -> CloudQ:
     app = CloudQ("shop")
     app.reference = "shop:app"
     for queue in queues:
         app.task(name=f"in {queue}", queue=queue, timeout=30)(lambda: None)
     app.task(name="hourly", queue=queues[0], timeout=30, schedule=every("1h"))(lambda: None)
+    return app
+
+
+def planned(table: dict[str, Any] | None = None, *, queues: tuple[str, ...] = ("emails", "slow")) -> tuple[Plan, Settings]:
     settings = parse({**BASE, **(table or {})}, "dev")
-    return plan_of(app, settings, target="gcp-terraform", stage="dev"), settings
+    return plan_of(an_app(queues), settings, target="gcp-terraform", stage="dev"), settings
 
 
 def rendered(table: dict[str, Any] | None = None) -> dict[str, str]:
@@ -70,7 +76,7 @@ def errors(table: dict[str, Any], **options: Any) -> dict[str, str]:
 def test_the_data_has_every_variable_that_the_module_declares_but_the_user_s_own() -> None:
     files = rendered()
     declared = set(re.findall(r'^variable "(\w+)"', files["variables.tf"], re.MULTILINE))
-    assert json.loads(files[DATA]).keys() == declared - {"enable_apis"}
+    assert json.loads(files[DATA]).keys() == declared - {"enable_apis", "workload_pool"}
     used = set(re.findall(r"\bvar\.(\w+)", "".join(text for name, text in files.items() if name.endswith(".tf"))))
     assert used == declared
 
@@ -149,10 +155,10 @@ def test_topics_are_those_that_the_drivers_look_for() -> None:
 
 def test_an_existing_topic_is_subscribed_to_only_where_something_here_runs_it() -> None:
     topic = "projects/shop-123456/topics/shop-dev-emails"
-    for runs_on, subscribed in (("function", True), ("container", True), ("none", False)):
+    for runs_on, wanted in (("function", True), ("container", True), ("none", False)):
         made = data({"queues": {"emails": {"existing": topic, "runs_on": runs_on}}})
-        assert made["queues"]["emails"]["subscribed"] is subscribed
-        assert any(each["on"] == "emails" for each in made["grants"]["subscriptions"]) is subscribed
+        assert made["queues"]["emails"]["subscribed"] is wanted
+        assert any(each["on"] == "emails" for each in made["grants"]["subscriptions"]) is wanted
 
 
 # ---------------------------------------------------------------------- roles
@@ -191,6 +197,77 @@ def test_each_role_may_do_what_its_drivers_need_and_no_more() -> None:
         ("bodies", "", "storage.objectUser"),
         ("project", "", "cloudscheduler.admin"),
     }
+
+
+def test_workers_in_pods_have_accounts_here_and_kubernetes_names_them_as_such() -> None:
+    whole = {**WHOLE, "target": "kubernetes", "queues": {}}
+    plan, settings = planned(whole)
+    assert (plan.functions, plan.containers) == ((), ())
+    topic = "projects/shop-123456/topics/shop-dev-slow"
+    again, _ = planned({**whole, "queues": {"slow": {"existing": topic}}})
+    assert subscribed(again, "slow"), "somebody works on it, though not here"
+    assert may(plan, "shop-dev-slow") == SENDS | TIMER | (KEEPS - {("secrets", "prod-key", "secretmanager.secretAccessor")}) | {
+        ("subscriptions", "slow", "pubsub.subscriber"),
+        ("subscriptions", "slow", "pubsub.viewer"),
+        ("dead_letter_topics", "slow-dlq", "pubsub.publisher"),
+        ("dead_letter_subscriptions", "slow-dlq", "pubsub.viewer"),
+    }
+    made = values(plan, settings)["variables"]
+    there = plan_of(an_app(), settings, target="kubernetes", stage="dev")
+    assert made["pods"] == {each.name: f"shop-dev/{each.name}" for each in there.containers}
+    assert (accounts(there), may(there, "shop-dev-slow")) == (accounts(plan), may(plan, "shop-dev-slow")), (
+        "and `cloudq iam` prints the same"
+    )
+    assert {
+        name: f"{account}@shop-123456.iam.gserviceaccount.com" for name, account in made["accounts"].items() if name in made["pods"]
+    } == {each["name"]: each["account"] for each in kubernetes.values(there, settings)["workers"]}
+    assert not [each for each in checks.check(plan, settings) if "nobody consumes it" in each.what]
+    assert planned({**whole, "queues": {"slow": {"runs_on": "none"}, "emails": {"runs_on": "none"}}})[0].roles == tuple(
+        each for each in plan.roles if each.queue is None
+    ), "and those that are somebody else's have none"
+
+
+def test_iam_names_each_thing_in_full() -> None:
+    plan, settings = planned({**WHOLE, "secrets": {"KEY": "prod-key", "OTHER": "projects/p/secrets/s"}})
+    made = policies(plan, settings)
+    assert made.keys() == accounts(plan).keys()
+    assert sum(len(each["bindings"]) for each in made.values()) == len(bindings(plan))
+    assert made["scheduler"]["account"] == "shop-dev-scheduler@shop-123456.iam.gserviceaccount.com"
+    here = "projects/shop-123456"
+    assert {each["on"] for each in made["shop-dev-slow"]["bindings"]} == {
+        f"{here}/databases/shop-dev-store",
+        f"{here}/locations/europe-west1/queues/shop-dev",
+        f"{here}/secrets/prod-key",
+        f"{here}/serviceAccounts/shop-dev-scheduler@shop-123456.iam.gserviceaccount.com",
+        f"{here}/subscriptions/shop-dev-slow",
+        f"{here}/subscriptions/shop-dev-slow-dlq",
+        f"{here}/topics/shop-dev-emails",
+        f"{here}/topics/shop-dev-slow",
+        f"{here}/topics/shop-dev-slow-dlq",
+        "gs://shop-123456-shop-dev-bodies",
+        "projects/p/secrets/s",
+    }
+    assert made[PUSH]["bindings"] == [{"role": "roles/run.invoker", "on": f"{here}/locations/europe-west1/services/shop-dev-emails"}]
+    assert {"role": "roles/cloudscheduler.admin", "on": here} in made["operator"]["bindings"]
+
+
+def test_the_command_prints_google_s_roles_for_an_app_that_runs_there(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text("from cloudq import CloudQ\napp = CloudQ('shop')\napp.task(name='t', timeout=30)(lambda: None)\n")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CLOUDQ_")}
+    for target in ("gcp-terraform", "kubernetes"):
+        (tmp_path / "pyproject.toml").write_text(
+            f'[tool.cloudq]\napp = "shop:app"\ntarget = "{target}"\nimage = "shop"\n'
+            'gcp = { project = "shop-123456", region = "europe-west1" }\n'
+        )
+        command = [sys.executable, "-m", "cloudq.cli", "iam", "shop-dev-default"]
+        ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True)
+        assert json.loads(ran.stdout)["shop-dev-default"]["account"] == "shop-dev-default@shop-123456.iam.gserviceaccount.com"
+        assert "sqs" not in ran.stdout
+
+
+def test_the_address_of_an_account_has_a_domain_s_project_turned_around() -> None:
+    assert email("push", "shop-123456") == "push@shop-123456.iam.gserviceaccount.com"
+    assert email("push", "example.com:shop") == "push@shop.example.com.iam.gserviceaccount.com"
 
 
 def test_sends_to_narrows_a_role() -> None:
@@ -258,7 +335,9 @@ def test_the_bucket_s_name_fits_and_is_the_project_s() -> None:
             "tool.cloudq.queues.emails.existing_dead_letter",
             "write projects/shop-123456/topics/shop-dev-emails-dlq",
         ),
+        ({"queues": {"emails": {"concurrency": 1001}}}, "tool.cloudq.queues.emails.concurrency", "set 1 to 1000"),
         ({"queues": {"slow": {"runs_on": "container", "cpu": 9.0}}}, "tool.cloudq.queues.slow.cpu", "set 8 or less"),
+        ({"queues": {"slow": {"runs_on": "container", "cpu": 2.5}}}, "tool.cloudq.queues.slow.memory", "set 2048 or more"),
         ({"queues": {"slow": {"runs_on": "container", "memory": 256}}}, "tool.cloudq.queues.slow.memory", "set 512 to 32768"),
     ],
 )
@@ -274,6 +353,18 @@ def test_a_schedule_cannot_publish_in_another_project() -> None:
 
 
 def test_what_a_worker_pool_and_its_logs_do_otherwise_is_a_warning() -> None:
-    table = {"log_retention": 90, "queues": {"slow": {"runs_on": "container", "min_workers": 0}, "emails": {"batch_size": 5}}}
+    table = {
+        "log_retention": 90,
+        "architecture": "arm64",
+        "queues": {"slow": {"runs_on": "container", "min_workers": 0}, "emails": {"batch_size": 5}},
+    }
     found = {each.where for each in checks.check(*planned(table)) if each.level == "warning"}
-    assert {"tool.cloudq.log_retention", "tool.cloudq.queues.slow.min_workers", "tool.cloudq.queues.emails.batch_size"} <= found
+    assert found == {
+        "tool.cloudq.alarms_topic",
+        "tool.cloudq.architecture",
+        "tool.cloudq.log_retention",
+        "tool.cloudq.queues.emails.batch_size",
+        "tool.cloudq.queues.slow.min_workers",
+        "queue slow",  # its task has 30 s, and a pool 10
+    }
+    assert {each.where for each in checks.check(*planned())} == {"tool.cloudq.alarms_topic"}, "arm64 is what is usual elsewhere"

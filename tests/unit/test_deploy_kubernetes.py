@@ -134,7 +134,9 @@ def test_on_google_cloud_the_backlog_is_read_from_cloud_monitoring() -> None:
         "threshold": "100",
     }
     assert made["TriggerAuthentication", "shop-dev"]["spec"]["podIdentity"] == {"provider": "gcp"}
-    assert "annotations" not in made["ServiceAccount", "shop-dev-emails"]["metadata"]
+    assert made["ServiceAccount", "shop-dev-emails"]["metadata"]["annotations"] == {
+        "iam.gke.io/gcp-service-account": "shop-dev-emails@shop-123456.iam.gserviceaccount.com"
+    }
     assert made["ConfigMap", "shop-dev"]["data"] == {
         "CLOUDQ_APP": "shop:app",
         "CLOUDQ_BROKER": "pubsub://shop-123456/?prefix=shop-dev-&bodies=gs://shop-123456-shop-dev-bodies&bodies_days=94",
@@ -148,7 +150,7 @@ def test_on_google_cloud_the_backlog_is_read_from_cloud_monitoring() -> None:
     ("region", "existing", "url"),
     [
         (
-            "eu-west-1",
+            "us-east-2",
             "arn:aws:sqs:us-east-2:999999999999:shop-dev-emails",
             "https://sqs.us-east-2.amazonaws.com/999999999999/shop-dev-emails",
         ),

@@ -61,6 +61,15 @@ def test_a_function_has_room_for_its_longest_task_and_its_queue_hides_six_times_
     assert (plan.queue("emails").visibility, plan.queue("default").visibility) == (6 * 60 + 7, 6 * 310)
 
 
+def test_the_age_that_raises_an_alarm_is_beyond_what_a_task_that_runs_reaches() -> None:
+    app = shop()
+    app.task(name="video", queue="videos", timeout="40m")(lambda: None)
+    above = {each.on: each.above for each in planned(app).alarms if each.kind == "age"}
+    assert above == {"default": 900, "emails": 900, "orders.fifo": 900, "videos": 45 * 60}
+    said = planned(app, {"defaults": {"alarm_age": "20m"}, "queues": {"emails": {"alarm_age": 60}}})
+    assert {each.above for each in said.alarms if each.kind == "age"} == {60, 1200}
+
+
 def test_on_google_a_push_has_the_service_s_time_and_a_minute_beside_the_task() -> None:
     plan = planned(shop(), target="gcp-terraform")
     assert {each.queue: (each.timeout, plan.queue(each.queue).visibility) for each in plan.functions} == {

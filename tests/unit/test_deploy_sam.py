@@ -96,7 +96,7 @@ def test_queues_and_their_dead_letters_are_those_of_the_plan(name: str, target: 
 @pytest.mark.parametrize(("name", "target"), FIRST_APPS)
 def test_what_outlives_the_stack_is_dead_letters_results_and_bodies(name: str, target: Target) -> None:
     made, found = plan(name, target)[0], template(plan(name, target))["Resources"]
-    kept = {id for id, each in found.items() if each.get("DeletionPolicy") == "Retain"}
+    kept = {id for id, each in found.items() if each.get("DeletionPolicy") == "RetainExceptOnCreate"}
     letters = {id for id in found if id.startswith("DeadLetters")}
     others = [("UndeliveredQueue", made.timer), ("Store", made.store), ("BodiesBucket", made.bodies)]
     assert kept == letters | {id for id, there in others if there}
@@ -327,6 +327,10 @@ def test_what_is_not_known_yet_is_a_parameter_and_nothing_else() -> None:
 def test_sam_is_told_how_to_deploy_and_plain_cloudformation_is_not() -> None:
     said = tomllib.loads(files(plan("everything", "aws-sam"))["samconfig.toml"])["default"]["deploy"]["parameters"]
     assert (said["stack_name"], said["region"], said["resolve_s3"]) == ("shop-dev", "eu-west-1", True)
+    assert (said["template_file"], said["fail_on_empty_changeset"]) == ("template.yaml", False)
+    asking = files(planned({"queues": {"emails": {"runs_on": "container"}}, "image": "shop:1"}))["samconfig.toml"]
+    assert "sam deploy --parameter-overrides Subnets=subnet-… SecurityGroups=sg-…\n" in asking
+    assert "--parameter-overrides" not in files(plan("everything", "aws-sam"))["samconfig.toml"]
     assert "samconfig.toml" not in files(plan("everything", "aws-cloudformation"))
     assert "Transform" not in template(plan("everything", "aws-cloudformation"))
 

@@ -115,3 +115,13 @@ def test_hostile_values_are_kept_as_they_are(environment: dict[str, str], name: 
     settings = parse({"environment": environment, "tags": environment, "queues": {name: {"memory": 1}}}, "dev")
     assert isinstance(settings, Settings)
     assert (settings.environment, settings.tags, settings.queue(name).memory) == (environment, environment, 1)
+
+
+def test_a_value_of_the_wrong_type_is_told_in_the_words_of_toml() -> None:
+    with pytest.raises(Refused) as raised:
+        parse({"store": "yes", "aws": {"subnets": "subnet-1"}, "defaults": {"memory": "512"}}, "dev")
+    assert {each.where: each.fix for each in raised.value.problems} == {
+        "tool.cloudq.store": "write true or false",
+        "tool.cloudq.aws.subnets": 'write a list: ["…"]',
+        "tool.cloudq.defaults.memory": "write a whole number",
+    }

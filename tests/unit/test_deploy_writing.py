@@ -53,6 +53,17 @@ def test_without_a_record_what_is_there_counts_as_edited(record: str | None, tmp
     assert steps({"a.tf": "new\n"}, tmp_path) == {"a.tf": Step.EDITED}
 
 
+def test_a_folder_is_one_stage_s_and_one_target_s(tmp_path: Path) -> None:
+    files = {"a.tf": "dev\n"}
+    write(changes(files, tmp_path, of="shop dev for gcp-terraform"), tmp_path, of="shop dev for gcp-terraform")
+    changes(files, tmp_path, of="shop dev for gcp-terraform")
+    for other in ("shop prod for gcp-terraform", "shop dev for compose"):
+        with pytest.raises(ConfigError, match="holds the files of shop dev for gcp-terraform"):
+            changes(files, tmp_path, of=other)
+    write(changes(files, tmp_path), tmp_path, force=True, of="shop prod for gcp-terraform")
+    changes(files, tmp_path, of="shop prod for gcp-terraform")
+
+
 def test_a_folder_that_cannot_be_written_is_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", "utf-8")
     with pytest.raises(ConfigError, match="cannot be written"):
@@ -92,3 +103,28 @@ def test_the_command_writes_and_check_says_whether_the_files_are_as_the_code_ask
         file.write("# mine\n")
     assert deploy() == (1, "update  out/cloudq.auto.tfvars.json\nedited  out/queues.tf\n")
     assert deploy("gcp-terraform")[0] == 2
+    before = (tmp_path / "out" / "cloudq.auto.tfvars.json").read_bytes()
+    for other in (("--stage", "prod"), ("--stage", "prod", "--check"), ("compose",)):
+        code, said = deploy(*other)
+        assert (code != 0, said) == (True, ""), "a stage's files in another's place would have Terraform destroy what is there"
+    assert (tmp_path / "out" / "cloudq.auto.tfvars.json").read_bytes() == before
+    assert deploy("--stage", "prod", "--force")[0] == 0
+
+
+def test_the_command_says_what_it_wrote_over_and_that_the_package_is_still_to_be_made(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(SHOP, "utf-8")
+    (tmp_path / "pyproject.toml").write_text('[tool.cloudq]\napp = "shop:app"\ntarget = "aws-sam"\n', "utf-8")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CLOUDQ_")}
+    command = [sys.executable, "-W", "error", "-m", "cloudq.cli", "deploy", "--out", "out"]
+
+    def deploy(*arguments: str) -> tuple[str, str]:
+        done = subprocess.run([*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True)
+        return done.stdout, done.stderr
+
+    assert "out/build/function.zip, is still to be made: --package" in deploy()[1]
+    template = tmp_path / "out" / "template.yaml"
+    template.write_text(template.read_text("utf-8") + "# mine\n", "utf-8")
+    (tmp_path / "out" / "build").mkdir()
+    (tmp_path / "out" / "build" / "function.zip").write_bytes(b"")
+    said, beside = deploy("--force")
+    assert (said, "--package" in beside) == ("update  out/template.yaml\n", False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from cloudq.cli.output import err, put, say
+from cloudq.cli.output import err, public_url, put, say
 from cloudq.cli.state import pyproject
 from cloudq.errors import ConfigError
 
@@ -40,6 +41,14 @@ def commands(plan: Plan, settings: Settings, folder: Path, *, packaged: bool) ->
     return applying.commands(plan, settings)
 
 
+def say_what_lacks(plan: Plan, folder: Path) -> None:
+    """Where the files name a package that is not there yet."""
+    from cloudq.deploy import packaging
+
+    if packaging.is_needed(plan) and not (folder / packaging.PLACE).is_file():
+        say(f"what the functions run, {folder / packaging.PLACE}, is still to be made: --package", "yellow")
+
+
 def show(todo: Sequence[Command], folder: Path) -> None:
     """The commands, where edits were left: what is there is not what was planned, and may be just what its author wants."""
     from cloudq.deploy.applying import text
@@ -53,5 +62,8 @@ def apply(todo: Sequence[Command], folder: Path) -> None:
     from cloudq.deploy import applying
 
     sys.stdout.flush()
+    elsewhere = os.environ.get("AWS_ENDPOINT_URL")
+    if elsewhere and todo and todo[0].words[0] in ("sam", "aws", "terraform"):
+        say(f"AWS_ENDPOINT_URL is set, so this goes to {public_url(elsewhere)} and not to AWS", "yellow")  # `source local.env` does that
     if code := applying.apply(todo, folder, show=lambda line: say(line, "bold"), confirm=lambda text: typer.confirm(text, err=True)):
         raise typer.Exit(code)

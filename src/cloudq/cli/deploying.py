@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 AsJSON = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 Target = Annotated[
     str | None,
-    typer.Argument(metavar="TARGET", help="aws-sam, aws-terraform, gcp-terraform, kubernetes or compose; else what the settings say."),
+    typer.Argument(
+        metavar="TARGET",
+        help="aws-sam, aws-cloudformation, aws-terraform, gcp-terraform, kubernetes or compose; else what the settings say.",
+    ),
 ]
 Stage = Annotated[str, typer.Option("--stage", help="The stage, one of \\[tool.cloudq.stages].")]
 
@@ -61,25 +64,29 @@ def iam(
     """Print the IAM policy of each role of the plan: what its host does, on this app's queues, table and schedules, and nothing else.
 
     What cloudq deploys has these roles anyway. Print them for what it does not deploy: [bold]producer[/] for a web application that calls
-    tasks, [bold]operator[/] for a person at the command line.
+    tasks, [bold]operator[/] for a person at the command line. For Google Cloud: service accounts, and their IAM roles on single resources.
 
     [dim]cloudq iam producer --stage prod --account 123456789012[/]
     """
-    from cloudq.deploy import aws_iam
+    from cloudq.deploy import aws_iam, gcp_terraform
     from cloudq.deploy.problems import Problem, Refused, nearest
 
     if account != "ACCOUNT" and not (len(account) == 12 and account.isascii() and account.isdigit()):
         raise typer.BadParameter("an AWS account has 12 digits")
     if region is not None and not re.fullmatch(r"[a-z]{2}(-[a-z]+)+-\d", region):
         raise typer.BadParameter("no AWS region has this name; write one like eu-west-1")
-    made, settings, problems = planned(state_of(context), None, stage, provider="aws")
+    made, settings, problems = planned(state_of(context), None, stage, in_cloud=True)
     if errors := [each for each in problems if each.level == "error"]:
         show_problems(errors)
         raise typer.Exit(USAGE)
     assert made is not None and settings is not None
     names = {each.name: each for each in made.roles}
-    if role is not None and role not in names:
-        raise Refused([Problem(f"role {role!r}", "the plan has none of this name", nearest(role, names))])
+    google = gcp_terraform.policies(made, settings) if made.provider == "gcp" else {}
+    if role is not None and role not in (google or names):
+        raise Refused([Problem(f"role {role!r}", "the plan has none of this name", nearest(role, google or names))])
+    if google:
+        emit(google if role is None else {role: google[role]})
+        return
     found = region or settings.aws.region or "REGION"
     place = aws_iam.Place(region=found, account=account, partition=aws_iam.partition_of(found), kms_key=settings.aws.kms_key)
     chosen = [names[role]] if role is not None else list(made.roles)
@@ -123,13 +130,15 @@ def deploy(
     show_problems(problems)
     if made is None or settings is None or any(each.level == "error" for each in problems):
         raise typer.Exit(USAGE)
+    values = values_of(made, settings, **_places(folder))
+    whose = f"{made.name} {made.stage} for {folder_of(made.target).replace('_', '-')}"
+    rendered = render(folder_of(made.target), values, templates, also=also_of(made))
+    found = writing.changes(rendered, folder, of=None if force else whose)
     todo = applying.commands(made, settings, folder, packaged=package) if apply else ()
     packed = applying.package(made, settings, folder) if package else None
-    values = values_of(made, settings, **_places(folder))
-    found = writing.changes(render(folder_of(made.target), values, templates, also=also_of(made)), folder)
     edited = [each.name for each in found if each.step is writing.Step.EDITED]
     if not (diff or check):
-        writing.write(found, folder, force=force)
+        writing.write(found, folder, force=force, of=whose)
     if as_json:
         files = [{"name": each.name, "step": each.step.value} for each in found]
         emit({"folder": str(folder), "files": files, **({} if packed is None else {"package": packed.document()})})
@@ -138,7 +147,8 @@ def deploy(
             if diff and each.diff:
                 put(each.diff.rstrip("\n"))
             elif each.step is not writing.Step.KEEP:
-                put(f"{each.step.value:8}{folder / each.name}")
+                step = writing.Step.UPDATE if force and not check and each.step is writing.Step.EDITED else each.step
+                put(f"{step.value:8}{folder / each.name}")
         if all(each.step is writing.Step.KEEP for each in found):
             say(f"nothing has changed in {folder}", "dim")
         if packed is not None:
@@ -150,6 +160,8 @@ def deploy(
         raise typer.Exit(FAILED)
     if apply:
         applying.apply(todo, folder)
+    elif not (diff or check or package):
+        applying.say_what_lacks(made, folder)
     if check and any(each.step is not writing.Step.KEEP for each in found):
         raise typer.Exit(FAILED)
 
@@ -165,11 +177,11 @@ def _places(folder: Path) -> dict[str, str]:
 
 
 def planned(
-    state: State, target: str | None, stage: str, *, provider: str | None = None
+    state: State, target: str | None, stage: str, *, in_cloud: bool = False
 ) -> tuple[Plan | None, Settings | None, Sequence[Problem]]:
     """The plan of the app, its settings, and what is wrong; nothing of the first two where they cannot be read. Raises ConfigError.
 
-    ``provider``: whose target it must be; the settings' own where that is one of its, else another of its.
+    ``in_cloud``: it must be a cloud's; AWS where the settings name none.
     """
     from cloudq.deploy import checks
     from cloudq.deploy.plan import plan_of
@@ -183,7 +195,7 @@ def planned(
     except Refused as error:
         return None, None, error.problems
     chosen = target or settings.target
-    if provider == "aws" and (chosen is None or chosen.startswith(("gcp", "compose"))):
+    if in_cloud and chosen in (None, "compose"):
         chosen = "aws-sam"
     if chosen is None:
         raise ConfigError(f"which target? one of {', '.join(get_args(Targets))}: cloudq plan aws-sam, or target = … under [tool.cloudq]")
@@ -225,23 +237,29 @@ def _show(plan: Plan) -> None:
 
     head = Text.assemble((plan.name, "bold"), f" {plan.stage} on {plan.target}", (f"  {plan.reference or ''}", "dim"))
     out().print(head)
+    if plan.prefix:
+        out().print(Text(f"names of queues begin with {_line(plan.prefix)}", "dim"))
     runs = {each.queue: f"function, {each.memory} MB, {text(each.timeout)}, batch {each.batch_size}" for each in plan.functions}
     runs |= {
         each.queue: f"{each.min_workers} to {each.max_workers} containers, {each.cpu:g} vCPU, {each.memory} MB" for each in plan.containers
     }
-    shown = table("queue", "tasks", "runs on", "hidden", "kept", "receives", "dead letters", numbers=("tasks", "receives"))
+    shown = table(
+        *("queue", "tasks", "runs on", "hidden", "kept", "receives", "dead letters"),
+        numbers=("tasks", "receives"),
+        folds=("queue", "runs on", "dead letters"),
+    )
     for queue in plan.queues:
         shown.add_row(
-            Text(_line(queue.resource), "bold") + (" (there already)" if queue.existing else ""),
+            Text(_line(_own(queue.name, queue.resource, plan)), "bold") + (" (there already)" if queue.existing else ""),
             str(len(queue.tasks)),
             Text(runs.get(queue.name, "nothing"), "" if queue.name in runs else "yellow"),
             text(queue.visibility),
             text(queue.retention),
             str(queue.max_receives),
-            Text(_line(queue.dead_letters.resource)),
+            Text(_line(_own(queue.dead_letters.name, queue.dead_letters.resource, plan))),
         )
     _section("Queues", shown, plan.queues)
-    shown = table("schedule", "when", "as", "task", "queue")
+    shown = table("schedule", "when", "as", "task", "queue", folds=("schedule", "when", "as"))
     for schedule in plan.schedules:
         parts = "\n".join(f"{each.expression} {each.timezone}" for each in schedule.parts)
         names = (Text(_line(each)) for each in (schedule.task, schedule.queue))
@@ -253,15 +271,20 @@ def _show(plan: Plan) -> None:
         "bodies": None if plan.bodies is None else f"{plan.bodies.resource}, each for {plan.bodies.days} days",
     }
     _section("Beside them", card(dict(beside)), [each for each in beside.values() if each])
-    shown = table("role", "for", "may")
+    shown = table("role", "for", "may", folds=("role", "may"))
     for role in plan.roles:
         may = "\n".join(f"{grant.action} {_line(', '.join(grant.on))}" for grant in role.grants)
         shown.add_row(Text(role.name, "bold"), role.purpose, Text(may))
     _section("Roles", shown, plan.roles)
-    shown = table("alarm", "on", "above", numbers=("above",))
+    shown = table("alarm", "on", "above", numbers=("above",), folds=("on",))
     for alarm in plan.alarms:
         shown.add_row(alarm.kind, Text(_line(alarm.on)), text(alarm.above) if alarm.kind == "age" else str(alarm.above))
     _section("Alarms", shown, plan.alarms)
+
+
+def _own(name: str, resource: str, plan: Plan) -> str:
+    """A queue's name as the code has it, where what it is called at the provider is that behind the prefix."""
+    return name if resource == plan.prefix + name else resource
 
 
 def _section(title: str, shown: Table, of: Iterable[object]) -> None:

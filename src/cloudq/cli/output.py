@@ -61,11 +61,11 @@ _LONG: Final = frozenset({"task", "why", "arguments", "to", "error", "queues", "
 """Columns that give way where a terminal is narrow; ids stay whole, to be copied."""
 
 
-def table(*columns: str, numbers: Sequence[str] = ()) -> Table:
-    """A table without lines, for terminals and for ``awk``; ``numbers`` are the columns set right."""
+def table(*columns: str, numbers: Sequence[str] = (), folds: Sequence[str] = ()) -> Table:
+    """A table without lines, for terminals and for ``awk``; ``numbers`` are the columns set right, ``folds`` those that give way."""
     made = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
     for column in columns:
-        made.add_column(column, justify="right" if column in numbers else "left", overflow="fold", no_wrap=column not in _LONG)
+        made.add_column(column, justify="right" if column in numbers else "left", overflow="fold", no_wrap=column not in {*_LONG, *folds})
     return made
 
 

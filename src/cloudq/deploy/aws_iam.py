@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cloudq.deploy.plan import DEAD_LETTERS, UNDELIVERED, Action, Grant, Plan, RolePlan
+from cloudq.deploy.plan import DEAD_LETTERS, UNDELIVERED, Action, Grant, Plan, Purpose, RolePlan
 from cloudq.errors import ConfigError
 
 _SEND: Final = ("sqs:GetQueueUrl", "sqs:SendMessage")
@@ -52,6 +52,14 @@ ACTIONS: Final[Mapping[tuple[Action, str], tuple[str, ...]]] = {
     ),
 }
 """What a role may do with a kind of thing, in IAM's words."""
+_NEVER: Final[Mapping[Purpose, frozenset[str]]] = {
+    "producer": frozenset({"dynamodb:Query", "dynamodb:UpdateItem"}),
+    "function": frozenset({"dynamodb:Query"}),
+    "operator": frozenset({"dynamodb:UpdateItem"}),
+    "scheduler": frozenset({"sqs:GetQueueUrl"}),
+}
+"""What of that roles of a purpose do not do: who runs no task completes no chord, only workers and persons list documents, and
+Scheduler is given URLs. ``tests/integration/test_iam_recorded.py`` compares what is left with what is done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,16 +88,16 @@ def policy(role: RolePlan, plan: Plan, place: Place) -> dict[str, Any]:
     statements: list[dict[str, Any]] = []
     for grant in role.grants:
         for kind, things in _kinds(grant).items():
-            actions = ACTIONS[grant.action, kind]
-            if grant.action == "send" and plan.bodies is not None and role.purpose != "scheduler":
-                actions = (_ATTRIBUTES, *actions)  # a queue's own size decides whether a body is left elsewhere
+            actions = [each for each in ACTIONS[grant.action, kind] if each not in _NEVER.get(role.purpose, ())]
+            if grant.action == "send" and (plan.bodies or plan.timer) and role.purpose != "scheduler":
+                actions.insert(0, _ATTRIBUTES)  # what a queue takes decides whether a body is left elsewhere, and what may wait for it
             resources = sorted({arn for thing in things for arn in _arns(thing, kind, role, plan, place)}, key=_own_name)
             if not resources:  # an image elsewhere than in ECR
                 continue
             statements.append({
                 "Sid": grant.action.title() + kind.title(),
                 "Effect": "Allow",
-                "Action": list(actions if role.purpose != "scheduler" else [each for each in actions if each != "sqs:GetQueueUrl"]),
+                "Action": actions,
                 "Resource": resources,
                 **_condition(kind),
             })  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from cloudq.deploy import aws_checks, gcp_checks
-from cloudq.deploy.plan import FunctionPlan, Plan, QueuePlan, SchedulePlan, TaskPlan, host_name
+from cloudq.deploy.plan import FunctionPlan, Plan, QueuePlan, SchedulePlan, TaskPlan, host_name, in_pods
 from cloudq.deploy.problems import Problem, nearest
 from cloudq.deploy.providers import AWS, FARGATE_STOP, GCP, LOCAL, Provider, has_functions
 from cloudq.deploy.settings import Settings, key_path
@@ -38,9 +38,10 @@ def check(plan: Plan, settings: Settings) -> tuple[Problem, ...]:
 # ---------------------------------------------------------------------- the whole
 
 _ARNS: Final = (
-    ("kms_key", "kms", r"arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:key/[A-Za-z0-9-]+"),
-    ("permission_boundary", "iam", r"arn:aws[a-z-]*:iam::(\d{12}|aws):policy/[\w+=,.@/-]+"),
+    ("kms_key", "a key", r"arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:key/[A-Za-z0-9-]+", "arn:aws:kms:eu-west-1:123456789012:key/…"),
+    ("permission_boundary", "a policy", r"arn:aws[a-z-]*:iam::(\d{12}|aws):policy/[\w+=,.@/-]+", "arn:aws:iam::123456789012:policy/…"),
 )
+_REGION: Final = r"[a-z]{2}(-[a-z]+)+-\d"
 # AWS CloudWatch Logs, PutRetentionPolicy.
 _LOG_DAYS: Final = (1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653)
 
@@ -64,6 +65,7 @@ def _whole(plan: Plan, settings: Settings, provider: Provider) -> Iterable[Probl
             yield Problem(f"task {task.name}", f"its {task.needs_store} needs a store, and there is to be none", "take store = false away")
     if provider.name == "aws":
         yield from _whole_aws(settings)
+        yield from _regions(plan, settings)
     if provider.name == "aws" and plan.target in ("aws-terraform", "kubernetes") and settings.aws.region is None:
         yield Problem(key_path("aws", "region"), "it is not set", 'write region = "eu-west-1"')
     if plan.target == "kubernetes":
@@ -96,17 +98,21 @@ def _whole_kubernetes(settings: Settings, provider: Provider) -> Iterable[Proble
 
 def _whole_aws(settings: Settings) -> Iterable[Problem]:
     aws = settings.aws
-    for key, service, pattern in _ARNS:
+    for key, what, pattern, example in _ARNS:
         value = getattr(aws, key)
         if value is not None and not re.fullmatch(pattern, value):
-            yield Problem(key_path("aws", key), f"this is no ARN of {service}", f"write one like arn:aws:{service}:…")
+            yield Problem(key_path("aws", key), f"this is no ARN of {what}", f"write one like {example}")
+    for key, names, begins in (("subnets", aws.subnets, "subnet-"), ("security_groups", aws.security_groups, "sg-")):
+        for name in names:
+            if not re.fullmatch(f"{begins}[A-Za-z0-9-]+", name):
+                yield Problem(key_path("aws", key), f"{name!r} is no id of one", f"write its id: {begins}0123456789abcdef0")
     if settings.alarms_topic is not None and not re.fullmatch(
         r"arn:aws[a-z-]*:sns:[a-z0-9-]+:\d{12}:[\w-]+(\.fifo)?", settings.alarms_topic
     ):
         yield Problem(
             key_path("alarms_topic"), "this is no ARN of an SNS topic", "write one like arn:aws:sns:eu-west-1:123456789012:alarms"
         )
-    if aws.region is not None and not re.fullmatch(r"[a-z]{2}(-[a-z]+)+-\d", aws.region):
+    if aws.region is not None and not re.fullmatch(_REGION, aws.region):
         yield Problem(key_path("aws", "region"), "no region has this name", 'write one like "eu-west-1"')
     if aws.account is not None and not re.fullmatch(r"[0-9]{12}", aws.account):
         yield Problem(key_path("aws", "account"), "this is no account's number", "write its 12 digits")
@@ -126,12 +132,31 @@ def _whole_aws(settings: Settings) -> Iterable[Problem]:
             yield Problem(key_path("tags", name), what, "change it")
 
 
+def _regions(plan: Plan, settings: Settings) -> Iterable[Problem]:
+    """What is elsewhere is refused by its service, or not found, once it is deployed and not before."""
+    named = {
+        key_path("alarms_topic"): settings.alarms_topic,
+        key_path("aws", "kms_key"): settings.aws.kms_key,
+        **{key_path("secrets", name): secret for name, secret in settings.secrets.items()},
+        **{key_path("queues", each.name, "existing"): each.existing for each in plan.queues},
+        **{key_path("queues", each.name, "existing_dead_letter"): each.dead_letters.existing for each in plan.queues},
+    }
+    region = settings.aws.region
+    if region is None or not re.fullmatch(_REGION, region):
+        return
+    for where, name in named.items():
+        if name is not None and (found := re.match(rf"arn:aws[a-z-]*:[a-z]+:({_REGION}):", name)) and found[1] != region:
+            yield Problem(where, f"it is in {found[1]}, and the app in {region}", f"name one in {region}, or deploy in {found[1]}")
+
+
 # ---------------------------------------------------------------------- names
 
 
 def _names(plan: Plan, provider: Provider) -> Iterable[Problem]:
     seen: dict[str, str] = {}
     taken = {"producer", "operator", "scheduler", "execution", "" if plan.timer is None else plan.timer.role}
+    if provider.name == "aws" and plan.containers:
+        taken.add(f"{plan.name}-{plan.stage}-execution")  # the role that starts them
     whose = "a role"
     if plan.target == "compose":
         taken, whose = {"queues", "schedules"}, "another service"
@@ -143,6 +168,8 @@ def _names(plan: Plan, provider: Provider) -> Iterable[Problem]:
             if existing is None and not re.fullmatch(provider.queue_name, name):
                 fix = f"use another name, or a shorter {key_path('prefix')}"
                 yield Problem(what, f"no queue can be named {name!r}: a name is {provider.queue_name_rule}", fix)
+            if plan.timer is not None and name == plan.timer.undelivered:
+                yield Problem(what, f"{name!r} is where the timer leaves what it could not send", "rename it, or its dead_letter=")
         if queue.runs_on == "none":
             continue
         host = host_name(queue.resource)
@@ -156,8 +183,6 @@ def _names(plan: Plan, provider: Provider) -> Iterable[Problem]:
             yield Problem(
                 f"queue {queue.name}", f"what runs it would be named {host!r}, like that of the queue {other}", "rename one of them"
             )
-        if plan.timer is not None and queue.resource == plan.timer.undelivered:
-            yield Problem(f"queue {queue.name}", f"{queue.resource!r} is where the timer leaves what it could not send", "rename it")
     consumed = {each.name for each in plan.queues}
     sources = Counter(each.dead_letters.name for each in plan.queues)
     for queue in plan.queues:
@@ -196,7 +221,7 @@ def _task(task: TaskPlan, plan: Plan, provider: Provider) -> Iterable[Problem]:
 
 def _queue(queue: QueuePlan, plan: Plan, settings: Settings, provider: Provider) -> Iterable[Problem]:
     where, own = key_path("queues", queue.name), settings.queue(queue.name)
-    if queue.runs_on == "none":
+    if queue.runs_on == "none" and not in_pods(settings, plan.target, queue.name):
         told = f"{len(queue.tasks)} tasks go there" if queue.tasks else "the app's calls may go there"
         yield Problem(
             f"queue {queue.name}", f"nobody consumes it: {told}", f"set runs_on in {where}, unless you run workers yourself", "warning"
@@ -211,11 +236,13 @@ def _queue(queue: QueuePlan, plan: Plan, settings: Settings, provider: Provider)
         yield Problem(
             f"{where}.sends_to", f"nobody consumes {name!r}: the app has no such queue", nearest(name, [each.name for each in plan.queues])
         )
-    yield from _range(f"{where}.retention", queue.retention, provider.retention, text)
+    said = settings.queues.get(queue.name)
+    kept = f"{where}.retention" if said is not None and "retention" in said.model_fields_set else key_path("defaults", "retention")
+    yield from _range(kept, queue.retention, provider.retention, text)
     if plan.store is not None and plan.store.result_expires < queue.retention:
         forgets = text(plan.store.result_expires)
         what = f"messages are kept for {text(queue.retention)}, and the store forgets after {forgets}: a late duplicate runs again"
-        yield Problem(f"{where}.retention", what, "raise CloudQ(result_expires=…), or shorten it", "warning")
+        yield Problem(kept, what, "raise CloudQ(result_expires=…), or shorten it", "warning")
     if queue.visibility and provider.name != "local":
         yield from _range(f"{where}.visibility", queue.visibility, provider.visibility, text)
     yield from _receives(queue, plan, where, provider)
@@ -237,7 +264,7 @@ def _queue(queue: QueuePlan, plan: Plan, settings: Settings, provider: Provider)
     if queue.fifo and plan.timer is None and provider.name == "aws":
         what = "ordered queues take no delay for one message, and there is no timer: a call with a delay is refused"
         yield Problem(f"queue {queue.name}", what, f"set {key_path('timer')} = true, or delay nothing there", "warning")
-    if queue.alarm_age is not None and queue.alarm_age > queue.retention:
+    if queue.alarm_age > queue.retention:
         yield Problem(f"{where}.alarm_age", "messages do not get this old: the alarm never rises", f"set it below {text(queue.retention)}")
     if own.min_workers > own.max_workers and queue.runs_on == "container":
         what = f"{own.min_workers} workers at least are more than the {own.max_workers} at most"

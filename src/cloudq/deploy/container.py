@@ -31,6 +31,7 @@ def values(plan: Plan, settings: Settings) -> dict[str, Any]:
     extras = f"cloudq-tasks[{_EXTRAS[plan.provider]},cli]"
     return {
         "python": settings.python,
+        "platform": _platform(plan, settings),
         "tag": settings.image or f"{plan.name}-{plan.stage}",
         "user": USER,
         "data": DATA,
@@ -39,6 +40,15 @@ def values(plan: Plan, settings: Settings) -> dict[str, Any]:
         # Beside what the project itself asks for: a service that is pushed to needs a server
         "requires": [extras, "uvicorn"] if plan.functions else [extras],
     }
+
+
+def _platform(plan: Plan, settings: Settings) -> str | None:
+    """What the image must be built for; ``None``: for where it is built, or for the cluster's nodes, which nobody here knows."""
+    if plan.target == "gcp-terraform":
+        return "linux/amd64"  # Cloud Run runs nothing else
+    if not plan.target.startswith("aws"):
+        return None
+    return "linux/arm64" if settings.architecture == "arm64" else "linux/amd64"
 
 
 def arguments(each: ContainerPlan) -> list[str]:

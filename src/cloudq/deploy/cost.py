@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final, cast
 
+from cloudq.deploy.gcp_terraform import cpu as whole_cpus
 from cloudq.deploy.plan import ContainerPlan, FunctionPlan, Plan, QueuePlan
 from cloudq.deploy.problems import nearest
 from cloudq.deploy.settings import Settings
@@ -42,7 +43,6 @@ _PUBSUB_LEAST: Final = 1_000
 _PUBSUB_BYTES: Final = 8_900_000
 _PUBSUB_BATCH: Final = 1_000
 _PUBSUB_PULL: Final = 100
-_RUN_CPU: Final = 1.0
 _RUN_MS: Final = 100
 _TASKS_CHUNK: Final = 32 << 10
 _GIB: Final = 1 << 30
@@ -422,7 +422,8 @@ def _computing(
         return
     count, memory = _term(tasks, "tasks"), _term(runs.memory / 1024, "GB" if plan.provider == "aws" else "GiB")
     if isinstance(runs, ContainerPlan):
-        workers, cpu = _term(_workers(runs, tasks, load), "workers"), _term(runs.cpu, "vCPU")
+        cores = runs.cpu if plan.provider == "aws" else whole_cpus(runs.cpu, runs.memory)
+        workers, cpu = _term(_workers(runs, tasks, load), "workers"), _term(cores, "vCPU")
         if plan.provider == "aws":
             hours = _term(MONTH / 3600, "h")
             yield _Use(price=f"fargate.cpu.{settings.architecture}", what="CPU", on=queue.name, amount=workers * hours * cpu)
@@ -442,7 +443,7 @@ def _computing(
         billed = math.ceil(round(load.duration * 1000) / _RUN_MS) * _RUN_MS / 1000
         busy = count * _term(billed, "s") / _term(at_once, "at once")
         yield _Use(price="run.request", what="pushes", on=queue.name, amount=count)
-        yield _Use(price="run.cpu", what="CPU", on=queue.name, amount=busy * _term(_RUN_CPU, "vCPU"))
+        yield _Use(price="run.cpu", what="CPU", on=queue.name, amount=busy * _term(whole_cpus(0.0, runs.memory), "vCPU"))
         yield _Use(price="run.memory", what="memory", on=queue.name, amount=busy * memory)
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from cloudq.deploy.gcp_terraform import CPUS, LEAST_MEMORY
+from cloudq.deploy.gcp_terraform import CPUS, LEAST_MEMORY, MEMORY_OF_CPUS, cpu
 from cloudq.deploy.plan import ContainerPlan, Plan
 from cloudq.deploy.problems import Problem
 from cloudq.deploy.settings import Settings, key_path
@@ -22,6 +22,10 @@ _SECRET: Final = r"(projects/[^/]+/secrets/)?[A-Za-z0-9_-]{1,255}"
 _CHANNEL: Final = r"projects/[^/]+/notificationChannels/[^/]+"
 _DEFAULT_LOG_DAYS: Final = 30
 """What a project's log bucket ``_Default`` keeps."""
+_CONCURRENCY: Final = 1_000
+"""Requests at once for an instance of Cloud Run at most ("Maximum concurrent requests per instance")."""
+_STOP: Final = 10
+"""Seconds that Cloud Run leaves an instance after SIGTERM ("Container runtime contract")."""
 
 _LAMBDA: Final = frozenset({"batch_size", "batch_window", "reserved_concurrency"})
 """Settings of a function that only AWS has."""
@@ -33,6 +37,9 @@ def check(plan: Plan, settings: Settings) -> Iterable[Problem]:
     if (plan.functions or plan.containers) and settings.image is None:
         fix = 'write image = "REGION-docker.pkg.dev/PROJECT/REPOSITORY/NAME@sha256:…"; terraform\'s -var image=… goes before it'
         yield Problem(key_path("image"), "it is not set, and services and worker pools run images", fix)
+    if settings.architecture == "arm64" and "architecture" in settings.model_fields_set and (plan.functions or plan.containers):
+        fix = 'build the image with --platform linux/amd64, and take it out, or write "x86_64"'
+        yield Problem(key_path("architecture"), "Cloud Run runs images for linux/amd64 only", fix, "warning")
     if gcp.project and not re.fullmatch(_PROJECT, gcp.project):
         yield Problem(key_path("gcp", "project"), "no project has this id", "write the project's id, not its name or number")
     if gcp.region and not re.fullmatch(_REGION, gcp.region):
@@ -49,11 +56,19 @@ def check(plan: Plan, settings: Settings) -> Iterable[Problem]:
     yield from _labels_and_secrets(settings)
     yield from _queues(plan, settings)
     for function in plan.functions:
+        if function.concurrency > _CONCURRENCY:
+            what = f"Cloud Run gives an instance {_CONCURRENCY:,} messages at once at most"
+            yield Problem(f"{key_path('queues', function.queue)}.concurrency", what, f"set 1 to {_CONCURRENCY}")
         for key in sorted(_LAMBDA & settings.queue(function.queue).model_fields_set):
             what = "it counts for nothing here: Pub/Sub pushes one message at a time"
             yield Problem(f"{key_path('queues', function.queue)}.{key}", what, "set concurrency and max_concurrency", "warning")
     for each in plan.containers:
         yield from _container(each)
+        longest = max((task.timeout or 0.0 for task in plan.tasks if task.queue == each.queue), default=0.0)
+        if longest > _STOP:
+            what = f"Cloud Run ends a worker {_STOP} s after it is told to stop, and tasks that take longer begin again elsewhere"
+            fix = "make them safe to repeat, or cut the work into tasks that follow each other"
+            yield Problem(f"queue {each.queue}", what, fix, "warning")
 
 
 def _labels_and_secrets(settings: Settings) -> Iterable[Problem]:
@@ -97,8 +112,11 @@ def _container(each: ContainerPlan) -> Iterable[Problem]:
     where, (most_cpu, most_memory) = key_path("queues", each.queue), CPUS[-1]
     if each.cpu > most_cpu:
         yield Problem(f"{where}.cpu", f"Cloud Run has no {each.cpu:g} vCPUs", f"set {most_cpu} or less")
+    cpus = cpu(each.cpu, each.memory)
     if not LEAST_MEMORY <= each.memory <= most_memory:
         yield Problem(f"{where}.memory", f"Cloud Run has no {each.memory:,} MB", f"set {LEAST_MEMORY} to {most_memory}")
+    elif each.cpu <= most_cpu and each.memory < (least := MEMORY_OF_CPUS.get(cpus, LEAST_MEMORY)):
+        yield Problem(f"{where}.memory", f"{each.memory:,} MB are too few for {cpus} vCPUs", f"set {least} or more, or a smaller cpu")
     if each.min_workers == 0:
         what = "a worker pool is not scaled by its backlog, and begins with no worker: nobody works until something else scales it"
         yield Problem(

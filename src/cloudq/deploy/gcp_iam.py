@@ -35,6 +35,7 @@ ROLES: Final[Mapping[tuple[Action, Kind], tuple[str, ...]]] = {
     ("set", "timer"): ("cloudtasks.enqueuer", "cloudtasks.taskDeleter", "cloudtasks.viewer"),
     ("pass", "accounts"): ("iam.serviceAccountUser",),
     ("sync", "project"): ("cloudscheduler.admin",),
+    ("sync", "timer"): ("cloudtasks.taskDeleter",),
 }
 """What an action on a kind of thing takes, in IAM's roles without their ``roles/``."""
 
@@ -66,11 +67,27 @@ def accounts(plan: Plan) -> dict[str, str]:
     return found
 
 
+def email(account: str, project: str) -> str:
+    """The address of a service account, by its id. A project of a domain, ``example.com:shop``, is turned around in it."""
+    return f"{account}@{'.'.join(reversed(project.split(':')))}.iam.gserviceaccount.com"
+
+
+def pods(plan: Plan) -> dict[str, str]:
+    """The Kubernetes service account, ``namespace/name``, of each role that is one of pods: as the target ``kubernetes`` names them."""
+    found = (each.name for each in plan.roles if each.queue is not None and in_pod(each.queue, plan))
+    return {name: f"{plan.name}-{plan.stage}/{name}" for name in found}
+
+
+def in_pod(queue: str, plan: Plan) -> bool:
+    """Whether what runs a queue is a pod of Kubernetes."""
+    return plan.target == "kubernetes" or plan.queue(queue).runs_on == "none"
+
+
 def bindings(plan: Plan) -> tuple[Binding, ...]:
     """What all roles may do, sorted."""
     found = {each for role in plan.roles for each in _of_role(role, plan)}
     for role in plan.roles:
-        if role.purpose in ("function", "worker"):
+        if role.queue is not None and not in_pod(role.queue, plan):  # which reads Kubernetes' own Secret
             found |= {Binding("secrets", secret, role.name, "roles/secretmanager.secretAccessor") for secret in plan.secrets}
     found |= {Binding("services", each.name, PUSH, "roles/run.invoker") for each in plan.functions}
     return tuple(sorted(found))
@@ -79,7 +96,7 @@ def bindings(plan: Plan) -> tuple[Binding, ...]:
 def subscribed(plan: Plan, queue: str) -> bool:
     """Whether a queue has a subscription of ours: an existing topic only where something here runs it."""
     found = plan.queue(queue)
-    return found.existing is None or found.runs_on != "none"
+    return found.existing is None or any(role.queue == queue for role in plan.roles)
 
 
 def _of_role(role: RolePlan, plan: Plan) -> Iterable[Binding]:

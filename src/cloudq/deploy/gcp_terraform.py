@@ -8,12 +8,14 @@ from dataclasses import asdict
 from hashlib import sha256
 from typing import Any, Final, get_args
 
-from cloudq.deploy.gcp_iam import Kind, accounts, bindings, subscribed
+from cloudq.deploy.gcp_iam import Kind, accounts, bindings, email, pods, subscribed
 from cloudq.deploy.plan import Plan
 from cloudq.deploy.settings import Settings
 
 CPUS: Final = ((1, 4096), (2, 8192), (4, 16_384), (6, 24_576), (8, 32_768))
 """Whole vCPUs of Cloud Run, and the MB that each may have at most ("Configure CPU limits")."""
+MEMORY_OF_CPUS: Final = {4: 2048, 6: 4096, 8: 4096}
+"""MB that an instance with so many vCPUs must have ("Configure CPU limits")."""
 LEAST_MEMORY: Final = 512
 """MB of an instance in the second generation's environment, which worker pools always have ("Configure memory limits")."""
 
@@ -86,6 +88,7 @@ def variables(plan: Plan, settings: Settings) -> dict[str, Any]:
             for each in plan.containers
         },
         "accounts": accounts(plan),
+        "pods": pods(plan),
         "grants": {
             kind: [{"on": each.on, "account": each.account, "role": each.role} for each in may if each.kind == kind]
             for kind in get_args(Kind)
@@ -106,6 +109,41 @@ def variables(plan: Plan, settings: Settings) -> dict[str, Any]:
         "bodies": None if plan.bodies is None else {"bucket": bucket(plan, gcp.project or ""), "days": plan.bodies.days},
         "alarms": {f"{each.kind} {each.on}": asdict(each) for each in plan.alarms},
     }
+
+
+def policies(plan: Plan, settings: Settings) -> dict[str, Any]:
+    """For each role its service account, and the IAM roles that it has on single resources, by their whole names."""
+    made, project = variables(plan, settings), settings.gcp.project or ""
+    here = f"projects/{project}"
+    place = f"{here}/locations/{settings.gcp.region}"
+    letters = {each.dead_letters.name: each.dead_letters for each in plan.queues}
+    found: dict[str, Any] = {name: {"account": email(account, project), "bindings": []} for name, account in accounts(plan).items()}
+    for each in bindings(plan):
+        match each.kind:
+            case "topics":
+                on = plan.queue(each.on).existing or f"{here}/topics/{plan.queue(each.on).resource}"
+            case "subscriptions":
+                on = f"{here}/subscriptions/{plan.queue(each.on).resource}"
+            case "dead_letter_topics":
+                on = letters[each.on].existing or f"{here}/topics/{letters[each.on].resource}"
+            case "dead_letter_subscriptions":
+                on = f"{here}/subscriptions/{letters[each.on].resource}"
+            case "store":
+                on = f"{here}/databases/{made['store']['database']}"
+            case "bodies":
+                on = f"gs://{made['bodies']['bucket']}"
+            case "timer":
+                on = f"{place}/queues/{made['timer']['resource']}"
+            case "accounts":
+                on = f"{here}/serviceAccounts/{found[each.on]['account']}"
+            case "services":
+                on = f"{place}/services/{each.on}"
+            case "secrets":
+                on = each.on if each.on.startswith("projects/") else f"{here}/secrets/{each.on}"
+            case _:  # the project
+                on = here
+        found[each.account]["bindings"].append({"role": each.role, "on": on})
+    return found
 
 
 def cpu(asked: float, memory: int) -> int:

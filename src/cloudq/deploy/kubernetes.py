@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from cloudq.deploy import container, gcp_terraform
 from cloudq.deploy.aws_iam import partition_of
-from cloudq.deploy.gcp_iam import accounts
+from cloudq.deploy.gcp_iam import accounts, email
 from cloudq.deploy.plan import ContainerPlan, Plan, QueuePlan
 from cloudq.deploy.settings import Settings
 
@@ -50,6 +50,7 @@ def _worker(each: ContainerPlan, queue: QueuePlan, plan: Plan, settings: Setting
         "fallback": max(each.min_workers, 1),
         "trigger": trigger,
         "role": _role(each.name, settings) if plan.provider == "aws" else None,
+        "account": _account(each.name, plan, settings) if plan.provider == "gcp" else None,
     }
 
 
@@ -114,9 +115,14 @@ def _google_seams(plan: Plan, settings: Settings) -> dict[str, str]:
         store = gcp_terraform.variables(plan, settings)["store"]
         found["CLOUDQ_STORE"] = f"firestore://{project}/{store['collection']}?database={store['database']}"
     if plan.timer is not None:
-        account = f"{accounts(plan)['scheduler']}@{project}.iam.gserviceaccount.com"
+        account = _account("scheduler", plan, settings)
         found["CLOUDQ_TIMER"] = f"cloudtasks://{project}/{region}/{plan.timer.resource}?service_account={account}"
     return found
+
+
+def _account(role: str, plan: Plan, settings: Settings) -> str:
+    """The address of a role's service account, as ``gcp-terraform`` names it."""
+    return email(accounts(plan)[role], settings.gcp.project or "")
 
 
 def _cloud_monitoring(each: ContainerPlan, queue: QueuePlan, settings: Settings) -> dict[str, Any]:

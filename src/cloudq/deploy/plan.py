@@ -81,7 +81,7 @@ class QueuePlan:
     sends_to: tuple[str, ...]
     """Queues that its tasks may send to, itself always: retries go there."""
     existing: str | None
-    alarm_age: int | None
+    alarm_age: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -418,7 +418,7 @@ def _queue(
         tasks=tuple(each.name for each in mine),
         sends_to=tuple(sorted(sends_to)),
         existing=own.existing or elsewhere,
-        alarm_age=None if own.alarm_age is None else math.ceil(own.alarm_age),
+        alarm_age=max(LATE, math.ceil(_longest(name, tasks)) + LATER) if own.alarm_age is None else math.ceil(own.alarm_age),
     )
 
 
@@ -427,6 +427,11 @@ def _runs_on(settings: Settings, target: Target) -> RunsOn:
     if not has_functions(target):
         return "container"
     return "none" if settings.target == "kubernetes" else "function"
+
+
+def in_pods(settings: Settings, target: Target, queue: str) -> bool:
+    """Whether it is Kubernetes that runs a queue which ``target`` makes."""
+    return settings.target == "kubernetes" and has_functions(target) and settings.queue(queue).runs_on is None
 
 
 _ELSEWHERE: Final = re.compile(r"arn:|https?://|projects/")
@@ -462,6 +467,11 @@ def _with_visibility(queue: QueuePlan, settings: Settings, functions: Sequence[F
 
 LEAST_TIMEOUT: Final = 60
 """Seconds that a function has at least, unless settings say less."""
+LATE: Final = 900
+"""Seconds for which the oldest message may wait before an alarm rises, unless settings say otherwise."""
+LATER: Final = 300
+"""Seconds for which it may wait at least beside the longest task: a message that is being worked on grows older, too (SQS,
+ApproximateAgeOfOldestMessage; Pub/Sub, oldest_unacked_message_age)."""
 ROOM: Final = 10
 """Seconds that a host has beside its longest task's time limit: for its start, and for settling."""
 
@@ -571,8 +581,7 @@ def _alarms(
     if provider.name == "local":
         return
     for queue in queues:
-        if queue.alarm_age is not None:
-            yield AlarmPlan(kind="age", on=queue.name, above=queue.alarm_age)
+        yield AlarmPlan(kind="age", on=queue.name, above=queue.alarm_age)
     for dead in dict.fromkeys(each.dead_letters.name for each in queues):
         yield AlarmPlan(kind="dead-letters", on=dead, above=0)
     for function in functions:
@@ -616,8 +625,8 @@ def _roles(
     secrets: list[tuple[Action, Iterable[str]]] = [("read", ("secrets",))] if settings.secrets else []
     yield RolePlan(name="producer", purpose="producer", queue=None, grants=grants(*calls, *later))
     for queue in queues:
-        if queue.runs_on == "none":
-            continue
+        if queue.runs_on == "none" and not (provider.name == "gcp" and in_pods(settings, target, queue.name)):
+            continue  # on AWS `cloudq iam` prints what a pod's role may do: its trust is the cluster's
         dead = f"{DEAD_LETTERS}{queue.name}"
         does: list[tuple[Action, Iterable[str]]] = [("consume", (queue.name,)), ("send", (*queue.sends_to, dead)), *shared, *later]
         if queue.runs_on == "function":
@@ -646,5 +655,5 @@ def _roles(
         name="operator",
         purpose="operator",
         queue=None,
-        grants=grants(("send", names), ("inspect", names), ("consume", letters), *shared, *sync),
+        grants=grants(("send", names), ("consume", (*names, *letters)), *shared, *sync),
     )

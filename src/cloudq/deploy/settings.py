@@ -82,8 +82,8 @@ class QueueSettings(Table):
     existing_dead_letter: Name | None = None
     sends_to: Texts | None = None
     """Queues that its tasks send to, beside its own. ``None``: all of the app's."""
-    alarm_age: Seconds | None = 900.0
-    """Age of the oldest message that raises an alarm."""
+    alarm_age: Seconds | None = None
+    """Age of the oldest message that raises an alarm. ``None``: 15 minutes, or five more than its longest task may take."""
 
 
 class AwsSettings(Table):
@@ -228,7 +228,17 @@ def _problem(error: Mapping[str, Any]) -> Problem:
         known = _keys(place[:-1])
         return Problem(where, "there is no such key", nearest(str(place[-1]), known))
     text = str(error["msg"]).removeprefix("Value error, ")
-    return Problem(where, "this is no value for it", text.replace("Input should be", "write", 1))
+    for pydantic_s, ours in _WORDS.items():
+        text = text.replace(pydantic_s, ours, 1)
+    return Problem(where, "this is no value for it", text)
+
+
+_WORDS: Final = {
+    "Input should be": "write",
+    "a valid tuple": 'a list: ["…"]',
+    "a valid integer": "a whole number",
+    "a valid boolean": "true or false",
+}
 
 
 def _keys(place: Sequence[Any]) -> list[str]:

@@ -16,6 +16,8 @@ from cloudq.errors import ConfigError
 
 RECORD: Final = Path(".cloudq") / "written.json"
 """In the folder: the SHA-256 of each file as it was written, by which an edit is told from an older rendering."""
+_OF: Final = ""
+"""In the record, where the files' names are, what all of them are for."""
 
 
 class Step(StrEnum):
@@ -44,9 +46,14 @@ class Change:
         return "".join(difflib.unified_diff(before, self.wanted.splitlines(keepends=True), f"{self.name} (there)", f"{self.name} (new)"))
 
 
-def changes(files: Mapping[str, str], folder: Path) -> list[Change]:
-    """What brings ``folder`` to ``files``, by name. Raises ConfigError where it cannot be read."""
+def changes(files: Mapping[str, str], folder: Path, *, of: str | None = None) -> list[Change]:
+    """What brings ``folder`` to ``files``, by name. Raises ConfigError where it cannot be read, or holds what is not ``of`` the same.
+
+    ``of``: what the files are for. Another stage's in their place would have Terraform replace what is there.
+    """
     known = _record(folder)
+    if of is not None and known.get(_OF, of) != of:
+        raise ConfigError(f"{folder} holds the files of {known[_OF]}; give {of} its own by --out, or write over them with --force")
     found: list[Change] = []
     for name, wanted in sorted(files.items()):
         path = folder / name
@@ -64,7 +71,7 @@ def changes(files: Mapping[str, str], folder: Path) -> list[Change]:
     return found
 
 
-def write(found: Iterable[Change], folder: Path, *, force: bool = False) -> None:
+def write(found: Iterable[Change], folder: Path, *, force: bool = False, of: str | None = None) -> None:
     """Write what is created and updated, and with ``force`` what was edited. Raises ConfigError where that cannot be done."""
     known = _record(folder)
     try:
@@ -74,6 +81,8 @@ def write(found: Iterable[Change], folder: Path, *, force: bool = False) -> None
             if change.step is not Step.KEEP:
                 _put(folder / change.name, change.wanted)
             known[change.name] = _digest(change.wanted)
+        if of is not None:
+            known[_OF] = of
         _put(folder / RECORD, json.dumps(known, indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error}") from error

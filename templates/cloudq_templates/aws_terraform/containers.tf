@@ -15,6 +15,8 @@ resource "aws_ecs_task_definition" "worker" {
   network_mode             = "awsvpc"
   cpu                      = floor(each.value.cpu * 1024)
   memory                   = each.value.memory
+  # The version before stays, which one that does not come up is taken back to
+  skip_destroy = true
   # What starts the container reads its image, writes its logs and reads its secrets; what runs in it may do none of these
   execution_role_arn = aws_iam_role.role["execution"].arn
   task_role_arn      = aws_iam_role.role[each.key].arn

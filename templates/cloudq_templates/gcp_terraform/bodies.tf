@@ -31,4 +31,8 @@ resource "google_storage_bucket" "bodies" {
   }
 
   depends_on = [google_project_service.api, google_kms_crypto_key_iam_member.agent]
+
+  lifecycle {
+    prevent_destroy = true # messages that wait have their bodies here
+  }
 }

@@ -44,8 +44,7 @@ resource "google_pubsub_subscription" "dead_letters" {
   }
 
   lifecycle {
-    # Work waits here for a person: replacing the subscription would throw it away
-    prevent_destroy = false # true where it must not be lost, on a stage that stays
+    prevent_destroy = true # work waits here for a person; replacing the subscription would throw it away
   }
 }
 

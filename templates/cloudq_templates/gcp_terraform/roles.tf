@@ -104,6 +104,18 @@ resource "google_service_account_iam_member" "push" {
   service_account_id = google_service_account.role[each.key].name
   role               = "roles/iam.serviceAccountTokenCreator"
   member             = each.value
+
+  # In a new project Pub/Sub's own account is there once Pub/Sub is used
+  depends_on = [google_pubsub_topic.queue, google_pubsub_topic.dead_letters]
+}
+
+# Pods act as their queue's account. Google takes this only once there is a cluster with workload identity federation.
+resource "google_service_account_iam_member" "pods" {
+  for_each = var.pods
+
+  service_account_id = google_service_account.role[each.key].name
+  role               = "roles/iam.workloadIdentityUser"
+  member             = "serviceAccount:${coalesce(var.workload_pool, "${var.project}.svc.id.goog")}[${each.value}]"
 }
 
 resource "google_secret_manager_secret_iam_member" "grant" {

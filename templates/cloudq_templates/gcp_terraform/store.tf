@@ -6,7 +6,7 @@ resource "google_firestore_database" "store" {
   location_id                       = var.region
   type                              = "FIRESTORE_NATIVE"
   point_in_time_recovery_enablement = "POINT_IN_TIME_RECOVERY_ENABLED"
-  delete_protection_state           = "DELETE_PROTECTION_DISABLED" # ENABLED where results must not be lost, on a stage that stays
+  delete_protection_state           = "DELETE_PROTECTION_DISABLED" # of the API; Terraform's is below
   deletion_policy                   = "DELETE"
 
   dynamic "cmek_config" {
@@ -18,6 +18,10 @@ resource "google_firestore_database" "store" {
   }
 
   depends_on = [google_project_service.api, google_kms_crypto_key_iam_member.agent]
+
+  lifecycle {
+    prevent_destroy = true # results, and what says which tasks have run; another region or key would replace it, too
+  }
 }
 
 # What has expired is gone for cloudq at once, and for Firestore within a day

@@ -162,6 +162,11 @@ variable "accounts" {
   }
 }
 
+variable "pods" {
+  description = "Roles that are pods of Kubernetes: namespace/name of their Kubernetes service accounts"
+  type        = map(string)
+}
+
 variable "grants" {
   description = "Who may do what on which single thing, by its name in the code"
   type = object({
@@ -230,4 +235,10 @@ variable "enable_apis" {
   description = "false where somebody else turns the project's APIs on"
   type        = bool
   default     = true
+}
+
+variable "workload_pool" {
+  description = "Of the cluster whose pods work here; null: PROJECT.svc.id.goog, which a cluster of this project has"
+  type        = string
+  default     = null
 }

@@ -17,6 +17,7 @@ provider "google" {
   default_labels = merge(var.labels, { cloudq-app = var.app, cloudq-stage = var.stage })
 }
 
+# Needs cloudresourcemanager.googleapis.com before anything is planned: gcloud services enable
 data "google_project" "here" {
   project_id = var.project
 }

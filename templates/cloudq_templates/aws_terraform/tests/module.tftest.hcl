@@ -54,6 +54,11 @@ run "nothing_is_lost_repeated_or_read_by_others" {
     condition     = alltrue([for each in aws_lambda_function_recursion_config.function : each.recursive_loop == "Allow"]) && length(aws_lambda_function_recursion_config.function) == length(var.functions)
     error_message = "Lambda would take retries and calls of tasks for a loop, and drop them."
   }
+
+  assert {
+    condition     = alltrue([for each in aws_ecs_task_definition.worker : each.skip_destroy])
+    error_message = "A version that does not come up could not be taken back to the one before."
+  }
 }
 
 run "every_role_is_bounded_and_no_policy_allows_all_actions" {
