@@ -238,10 +238,14 @@ def test_each_container_is_made_as_planned_and_scaled_by_its_backlog(planned: Pl
         assert (target["min_capacity"], target["max_capacity"]) == (each.min_workers, each.max_workers)
         (tracking,) = planned["aws_appautoscaling_policy.backlog"][each.name]["target_tracking_scaling_policy_configuration"]
         assert tracking["target_value"] == each.backlog_per_worker
+        said = [found["expression"] for found in tracking["customized_metric_specification"][0]["metrics"] if found["id"] == "backlog"]
+        assert [text.partition(" / ")[2] for text in said] == ["IF(FILL(workers, REPEAT) < 1, 1, FILL(workers, REPEAT))"]
         logs = planned["aws_cloudwatch_log_group.container"][each.name]
         assert (logs["name"], logs["retention_in_days"]) == (f"/ecs/{each.name}", settings.log_retention)
     alone = {each.name for each in planned.plan.containers if each.min_workers == 0}
     assert planned["aws_cloudwatch_metric_alarm.first"].keys() == planned["aws_appautoscaling_policy.first"].keys() == alone
+    # What counts workers is late, and would start one more each time
+    assert all(found["evaluation_periods"] == 3 for found in planned["aws_cloudwatch_metric_alarm.first"].values())
 
 
 def takes(entry: list[str], command: list[str]) -> None:

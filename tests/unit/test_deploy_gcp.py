@@ -191,10 +191,12 @@ def test_each_role_may_do_what_its_drivers_need_and_no_more() -> None:
         ("dead_letter_subscriptions", f"{name}-dlq", f"pubsub.{role}") for name in ("emails", "slow") for role in ("subscriber", "viewer")
     }
     assert may(made, "operator") == SENDS | letters | {
-        ("subscriptions", "emails", "pubsub.viewer"),
+        ("subscriptions", "emails", "pubsub.viewer"),  # it is pushed
+        ("subscriptions", "slow", "pubsub.subscriber"),
         ("subscriptions", "slow", "pubsub.viewer"),
         ("store", "", "datastore.user"),
         ("bodies", "", "storage.objectUser"),
+        ("timer", "", "cloudtasks.taskDeleter"),
         ("project", "", "cloudscheduler.admin"),
     }
 

@@ -199,6 +199,9 @@ def test_containers_are_those_of_the_plan_and_grow_with_their_queue(target: Targ
         metrics = {each["Id"]: each for each in tracked["CustomizedMetricSpecification"]["Metrics"]}
         queue = made[0].queue(container.queue).resource
         assert metrics["waiting"]["MetricStat"]["Metric"]["Dimensions"] == [{"Name": "QueueName", "Value": queue}]
+        assert metrics["backlog"]["Expression"].endswith("/ IF(FILL(workers, REPEAT) < 1, 1, FILL(workers, REPEAT))")
+    alone = [each for each in of(found, "AWS::CloudWatch::Alarm") if each["AlarmName"].endswith("-has-no-worker")]
+    assert [each["EvaluationPeriods"] for each in alone] == [3], "what counts workers is late, and would start one more each time"
 
 
 @pytest.mark.parametrize(("name", "target"), FIRST_APPS)

@@ -106,10 +106,16 @@ def _of_role(role: RolePlan, plan: Plan) -> Iterable[Binding]:
             continue  # what recurs is published by Cloud Scheduler's own account
         for thing in grant.on:
             kind, on = _thing(grant.action, thing, plan)
-            if kind == "subscriptions" and (role.purpose == "function" or not subscribed(plan, on)):
-                continue
-            for name in ROLES.get((grant.action, kind), ()):
+            action = grant.action
+            if kind == "subscriptions":
+                if role.purpose == "function" or not subscribed(plan, on):
+                    continue
+                if plan.queue(on).runs_on == "function":  # what is pushed cannot be pulled, by a person either
+                    action = "inspect"
+            for name in ROLES.get((action, kind), ()):
                 yield Binding(kind, on, role.name, f"roles/{name}")
+        if grant.action == "sync":  # who may do that cancels tasks, too, which may be waiting
+            yield from (Binding("timer", "", role.name, f"roles/{name}") for name in ROLES["sync", "timer"])
 
 
 def _thing(action: Action, thing: str, plan: Plan) -> tuple[Kind, str]:

@@ -75,10 +75,11 @@ resource "aws_appautoscaling_policy" "backlog" {
         }
       }
 
-      # SQS stops counting a queue that nobody used for hours, and ECS counts no worker where there is none
+      # SQS stops counting a queue that nobody used for hours. The count of workers comes late: it is the last one that is known, since
+      # none would make the backlog of each look like that of all
       metrics {
         id          = "backlog"
-        expression  = "(FILL(waiting, 0) + FILL(running_tasks, 0)) / IF(FILL(workers, 0) < 1, 1, workers)"
+        expression  = "(FILL(waiting, 0) + FILL(running_tasks, 0)) / IF(FILL(workers, REPEAT) < 1, 1, FILL(workers, REPEAT))"
         return_data = true
       }
     }
@@ -112,7 +113,7 @@ resource "aws_cloudwatch_metric_alarm" "first" {
 
   alarm_name          = "${each.key}-has-no-worker"
   alarm_description   = "Messages wait, and no worker runs: it starts the first one"
-  evaluation_periods  = 1
+  evaluation_periods  = 3 # in the last minute or two the count of workers is not there yet
   comparison_operator = "GreaterThanThreshold"
   threshold           = 0
   treat_missing_data  = "notBreaching"
