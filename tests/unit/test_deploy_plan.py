@@ -136,15 +136,18 @@ def test_queues_that_only_a_schedule_s_later_steps_name_are_planned() -> None:
     assert plan.queue("late").runs_on == "function"
 
 
-def test_a_store_is_planned_where_a_task_needs_one_or_the_app_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_is_planned_where_a_task_needs_one_or_settings_say_so_and_whatever_the_shell_has(monkeypatch: pytest.MonkeyPatch) -> None:
     assert planned(shop()).store is None
     assert planned(shop(), {"store": True}).store is not None
     app = shop()
     app.task(name="once", unique=True)(print_nothing)
     assert (planned(app).store or pytest.fail("there is none")).why == "unique of the task 'once'"
     assert planned(app, {"store": False}).store is None
+    before = planned(shop())
     monkeypatch.setenv("CLOUDQ_STORE", "dynamodb://eu-west-1/table")
-    assert (planned(shop()).store or pytest.fail("there is none")).why == "the app has one"
+    monkeypatch.setenv("CLOUDQ_TIMER", "eventbridge://eu-west-1/group?role=r&dead_letter=d")
+    monkeypatch.setenv("CLOUDQ_BROKER", "sqs://eu-west-1/?bodies=s3://bucket")
+    assert planned(shop()) == before, "the same code and settings make the same files on each machine"
 
 
 def test_a_timer_is_planned_for_schedules_for_long_retries_and_for_pushes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -31,6 +32,30 @@ def test_a_first_run_creates_a_second_keeps_and_a_third_updates_what_has_changed
     write([change], folder)
     assert ((folder / "a.tf").read_text("utf-8"), (folder / "b.json").read_text("utf-8")) == ("a\n", "c\n")
     assert sorted(each.name for each in folder.iterdir()) == [".cloudq", "a.tf", "b.json"]
+
+
+def test_what_is_not_written_any_more_goes_unless_it_was_edited(tmp_path: Path) -> None:
+    write(changes({"a.tf": "a\n", "sub/b.tf": "b\n", "c.tf": "c\n"}, tmp_path), tmp_path)
+    (tmp_path / "c.tf").write_text("mine\n", "utf-8")
+    found = changes({"a.tf": "a\n"}, tmp_path)
+    assert {each.name: each.step for each in found} == {"a.tf": Step.KEEP, "sub/b.tf": Step.DELETE, "c.tf": Step.EDITED}
+    assert next(each.diff for each in found if each.name == "sub/b.tf").endswith("-b\n")
+    write(found, tmp_path)
+    assert [(tmp_path / name).exists() for name in ("a.tf", "sub/b.tf", "c.tf")] == [True, False, True]
+    assert steps({"a.tf": "a\n"}, tmp_path) == {"a.tf": Step.KEEP, "c.tf": Step.EDITED}
+    write(changes({"a.tf": "a\n"}, tmp_path), tmp_path, force=True)
+    assert steps({"a.tf": "a\n"}, tmp_path) == {"a.tf": Step.KEEP}
+
+
+def test_a_record_that_somebody_has_changed_deletes_nothing_outside_the_folder(tmp_path: Path) -> None:
+    outside, folder = tmp_path / "precious", tmp_path / "out"
+    outside.write_text("1\n", "utf-8")
+    write(changes({"a.tf": "a\n"}, folder), folder)
+    record = json.loads((folder / RECORD).read_text("utf-8"))
+    digest = hashlib.sha256(b"1\n").hexdigest()
+    (folder / RECORD).write_text(json.dumps({**record, "../precious": digest, str(outside): digest}), "utf-8")
+    write(changes({"a.tf": "a\n"}, folder), folder, force=True)
+    assert outside.read_text("utf-8") == "1\n"
 
 
 def test_what_was_edited_is_kept_until_told_otherwise(tmp_path: Path) -> None:

@@ -147,7 +147,9 @@ def deploy(
             if diff and each.diff:
                 put(each.diff.rstrip("\n"))
             elif each.step is not writing.Step.KEEP:
-                step = writing.Step.UPDATE if force and not check and each.step is writing.Step.EDITED else each.step
+                step = each.step
+                if force and not check and step is writing.Step.EDITED:
+                    step = writing.Step.DELETE if each.wanted is None else writing.Step.UPDATE
                 put(f"{step.value:8}{folder / each.name}")
         if all(each.step is writing.Step.KEEP for each in found):
             say(f"nothing has changed in {folder}", "dim")
@@ -203,7 +205,18 @@ def planned(
     if chosen not in known:
         return None, None, [Problem(f"target {chosen!r}", "there is no such target", nearest(chosen, known))]
     made = plan_of(state.load(), settings, target=known[chosen], stage=stage)
-    return made, settings, checks.check(made, settings)
+    return made, settings, (*checks.check(made, settings), *_left_here(made, settings))
+
+
+def _left_here(plan: Plan, settings: Settings) -> Iterable[Problem]:
+    """What works on this machine by its environment, and would not once deployed."""
+    from cloudq.deploy.problems import Problem
+
+    for seam, planned, said in (("store", plan.store, settings.store), ("timer", plan.timer, settings.timer)):
+        variable = f"CLOUDQ_{seam.upper()}"
+        if os.environ.get(variable) and planned is None and said is None and plan.provider != "local":
+            what = f"it is set here, and nothing like it is deployed: the plan has no {seam}"
+            yield Problem(variable, what, f"set {seam} = true under [tool.cloudq], or false if that is meant", "warning")
 
 
 def show_problems(problems: Sequence[Problem]) -> None:

@@ -23,6 +23,7 @@ def values(plan: Plan, settings: Settings) -> dict[str, Any]:
         "reference": plan.reference,
         "prefix": plan.prefix,
         "region": settings.aws.region,
+        "account": settings.aws.account,
         "python": settings.python,
         "architecture": settings.architecture,
         "environment": settings.environment,

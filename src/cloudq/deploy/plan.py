@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -270,7 +269,7 @@ def plan_of(app: CloudQ, settings: Settings, *, target: Target, stage: str) -> P
     store = _store(app, settings, tasks, f"{name}-{stage}")
     timer = _timer(app, settings, tasks, queues, schedules, provider, f"{name}-{stage}")
     bodies = None
-    if settings.bodies or (settings.bodies is None and "bodies" in _options(app, "broker", "CLOUDQ_BROKER")):
+    if settings.bodies or (settings.bodies is None and (broker := _given(app, "broker")) is not None and "bodies" in broker.options):
         days = claimcheck.DELAY_DAYS + 2 * math.ceil(provider.retention[1] / DAY)
         bodies = BodiesPlan(resource=f"{name}-{stage}-bodies", days=days)
     return Plan(
@@ -517,15 +516,10 @@ def host_name(resource: str) -> str:
     return re.sub(r"[^a-z0-9-]+", "-", resource.lower()).strip("-")
 
 
-def _options(app: CloudQ, seam: str, variable: str) -> Mapping[str, str]:
-    """The options of a seam's URL, in the code or here in the environment."""
-    given = app.given[seam] or os.environ.get(variable)
-    return Location.parse(given).options if isinstance(given, str) else {}
-
-
-def _has(app: CloudQ, seam: str, variable: str) -> bool:
-    given = app.given[seam] or os.environ.get(variable)
-    return given is not None and not (isinstance(given, str) and not given)
+def _given(app: CloudQ, seam: str) -> Location | None:
+    """The URL of a seam in the code. Those in this process's environment say nothing of what is deployed."""
+    given = app.given[seam]
+    return Location.parse(given) if isinstance(given, str) and given else None
 
 
 def _store(app: CloudQ, settings: Settings, tasks: Sequence[TaskPlan], resource: str) -> StorePlan | None:
@@ -536,7 +530,7 @@ def _store(app: CloudQ, settings: Settings, tasks: Sequence[TaskPlan], resource:
         why = "settings"
     elif needing is not None:
         why = f"{needing.needs_store} of the task {needing.name!r}"
-    elif _has(app, "store", "CLOUDQ_STORE"):
+    elif app.given["store"]:
         why = "the app has one"
     else:
         return None
@@ -556,7 +550,7 @@ def _timer(
         return None
     ordered = {each.name for each in queues if each.fifo}
     why = ["settings"] if settings.timer else []
-    if _has(app, "timer", "CLOUDQ_TIMER"):
+    if app.given["timer"]:
         why.append("the app has one")
     if schedules:
         why.append(f"{len(schedules)} schedule{'s' if len(schedules) > 1 else ''}")

@@ -138,7 +138,7 @@ class Stage(Table):
     defaults: QueueSettings = QueueSettings()
     queues: dict[str, QueueSettings] = {}
     store: bool | None = None
-    """Whether a table for results and claims is created. ``None``: where the app has a store, or a task needs one."""
+    """Whether a table for results and claims is created. ``None``: where a task needs one, or the code names one."""
     timer: bool | None = None
     """Whether what long delays need is created. ``None``: where schedules, retries or the host need it."""
     bodies: bool | None = None

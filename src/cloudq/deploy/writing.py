@@ -26,6 +26,8 @@ class Step(StrEnum):
     CREATE = "create"
     UPDATE = "update"
     KEEP = "keep"
+    DELETE = "delete"
+    """It was written, and is not any more."""
     EDITED = "edited"
     """It would change, and somebody has changed it since it was written, or it was never written by cloudq."""
 
@@ -36,14 +38,14 @@ class Change:
 
     name: str
     step: Step
-    wanted: str
+    wanted: str | None
     there: str | None
 
     @property
     def diff(self) -> str:
         """What would change, as a unified diff; empty where nothing would."""
-        before = (self.there or "").splitlines(keepends=True)
-        return "".join(difflib.unified_diff(before, self.wanted.splitlines(keepends=True), f"{self.name} (there)", f"{self.name} (new)"))
+        before, after = ((text or "").splitlines(keepends=True) for text in (self.there, self.wanted))
+        return "".join(difflib.unified_diff(before, after, f"{self.name} (there)", f"{self.name} (new)"))
 
 
 def changes(files: Mapping[str, str], folder: Path, *, of: str | None = None) -> list[Change]:
@@ -55,28 +57,38 @@ def changes(files: Mapping[str, str], folder: Path, *, of: str | None = None) ->
     if of is not None and known.get(_OF, of) != of:
         raise ConfigError(f"{folder} holds the files of {known[_OF]}; give {of} its own by --out, or write over them with --force")
     found: list[Change] = []
-    for name, wanted in sorted(files.items()):
-        path = folder / name
+    for name in sorted({*files, *(known.keys() - {_OF})}):
+        path, wanted = folder / name, files.get(name)
+        if wanted is None and not path.resolve().is_relative_to(folder.resolve()):
+            continue  # a record that somebody has changed
         try:
             there = path.read_bytes().decode("utf-8", "replace") if path.exists() else None
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error}") from error
+        if there is None and wanted is None:
+            continue
         if there is None:
             step = Step.CREATE
         elif there == wanted:
             step = Step.KEEP
+        elif known.get(name) != _digest(there):
+            step = Step.EDITED
         else:
-            step = Step.UPDATE if known.get(name) == _digest(there) else Step.EDITED
+            step = Step.DELETE if wanted is None else Step.UPDATE
         found.append(Change(name, step, wanted, there))
     return found
 
 
 def write(found: Iterable[Change], folder: Path, *, force: bool = False, of: str | None = None) -> None:
-    """Write what is created and updated, and with ``force`` what was edited. Raises ConfigError where that cannot be done."""
+    """Write what is created and updated, delete what is not written any more, and with ``force`` do so over edits. Raises ConfigError."""
     known = _record(folder)
     try:
         for change in found:
             if change.step is Step.EDITED and not force:
+                continue
+            if change.wanted is None:
+                (folder / change.name).unlink(missing_ok=True)
+                known.pop(change.name, None)
                 continue
             if change.step is not Step.KEEP:
                 _put(folder / change.name, change.wanted)

@@ -22,6 +22,11 @@ variable "region" {
   type = string
 }
 
+variable "account" {
+  description = "The only account that this is applied in; null: whatever the credentials are for"
+  type        = string
+}
+
 variable "python" {
   type = string
 }

@@ -12,6 +12,8 @@ terraform {
 
 provider "aws" {
   region = var.region
+  # Credentials of another account end here, before anything is made there
+  allowed_account_ids = var.account == null ? null : [var.account]
 
   default_tags {
     tags = merge(var.tags, { "cloudq:app" = var.app, "cloudq:stage" = var.stage })
