@@ -274,6 +274,7 @@ def test_a_purge_deletes_all_and_counts() -> None:
 
 def test_a_name_means_its_dead_letter_queue_or_itself() -> None:
     app = _app(queues=[Queue(name="a", dead_letter="morgue"), "b.fifo"])
-    names = ("a", "morgue", "default", "default-dlq", "b.fifo", "b-dlq.fifo", "other")
+    full = "arn:aws:sqs:eu-west-1:123456789012:shop-undelivered"
+    names = ("a", "morgue", "default", "default-dlq", "b.fifo", "b-dlq.fifo", "other", full)
     found = [letters.dead_letter_queue(app, name) for name in names]
-    assert found == ["morgue", "morgue", "default-dlq", "default-dlq", "b-dlq.fifo", "b-dlq.fifo", "other-dlq"]
+    assert found == ["morgue", "morgue", "default-dlq", "default-dlq", "b-dlq.fifo", "b-dlq.fifo", "other-dlq", full]

@@ -524,7 +524,7 @@ def _timer(plan: Plan, observed: Observed, provider: Provider) -> Iterable[Findi
         yield Finding("error", where, "it is not there", "what EventBridge Scheduler could not send is lost", _MAKE)
     elif letters.waiting:
         what = f"EventBridge Scheduler could not send {letters.waiting} message{'s' if letters.waiting > 1 else ''}"
-        fix = "receive one: its attributes ERROR_CODE and ERROR_MESSAGE say why"
+        fix = "see why by cloudq dlq list with the queue's ARN, and send it back by cloudq dlq redrive"
         yield Finding("warning", where, what, "what was due has not run", fix)
 
 

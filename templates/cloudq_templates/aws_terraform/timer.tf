@@ -5,7 +5,7 @@ resource "aws_scheduler_schedule_group" "timer" {
   name = var.timer.resource
 }
 
-# What EventBridge Scheduler could not send: a standard queue, as it takes no other. `cloudq dlq` reads it.
+# What EventBridge Scheduler could not send: a standard queue, as it takes no other. `cloudq dlq list ARN` shows it.
 resource "aws_sqs_queue" "undelivered" {
   count = var.timer == null ? 0 : 1
 
