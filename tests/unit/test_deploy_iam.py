@@ -168,3 +168,15 @@ def test_no_name_that_a_user_writes_widens_a_policy(name: str) -> None:
         return
     assume(sound)
     assert all(each.count("*") == 0 for each in allowed(made["producer"], "sqs:SendMessage"))
+
+
+def test_a_pod_s_role_trusts_whom_its_cluster_does_and_no_task_of_ecs() -> None:
+    app = CloudQ("shop")
+    app.reference = "shop:app"
+    app.task(name="t", queue="emails")(lambda: None)
+    settings = {"image": "x.example.com/shop:1", "aws": {"region": "eu-west-1", "account": "123456789012"}}
+    plan = plan_of(app, parse(settings, "dev"), target="kubernetes", stage="dev")
+    (worker,) = [each for each in plan.roles if each.purpose == "worker"]
+    place = Place(region="eu-west-1", account="123456789012")
+    assert trust(worker, plan, place) is None
+    assert policy(worker, plan, place)["Statement"]

@@ -42,13 +42,13 @@ def plan(context: typer.Context, target: Target = None, stage: Stage = "dev", as
 
     [dim]cloudq plan aws-sam --stage prod[/]
     """
-    made, _, problems = planned(state_of(context), target, stage)
+    made, settings, problems = planned(state_of(context), target, stage)
     errors = [each for each in problems if each.level == "error"]
     if as_json:
         emit({"plan": None if made is None else made.document(), "problems": [_document(each) for each in problems]})
     else:
-        if made is not None:
-            _show(made)
+        if made is not None and settings is not None:
+            _show(made, settings)
         show_problems(problems)
     if errors:
         raise typer.Exit(USAGE)
@@ -245,17 +245,20 @@ def _document(problem: Problem) -> dict[str, str]:
 # ---------------------------------------------------------------------- for people
 
 
-def _show(plan: Plan) -> None:
+def _show(plan: Plan, settings: Settings) -> None:
     from cloudq.deploy.checks import text
+    from cloudq.deploy.plan import in_pods
 
     head = Text.assemble((plan.name, "bold"), f" {plan.stage} on {plan.target}", (f"  {plan.reference or ''}", "dim"))
     out().print(head)
     if plan.prefix:
         out().print(Text(f"names of queues begin with {_line(plan.prefix)}", "dim"))
     runs = {each.queue: f"function, {each.memory} MB, {text(each.timeout)}, batch {each.batch_size}" for each in plan.functions}
-    runs |= {
-        each.queue: f"{each.min_workers} to {each.max_workers} containers, {each.cpu:g} vCPU, {each.memory} MB" for each in plan.containers
-    }
+    fixed = plan.target in ("gcp-terraform", "compose")  # there nothing scales them by the backlog
+    for each in plan.containers:
+        count = str(each.min_workers) if fixed else f"{each.min_workers} to {each.max_workers}"
+        runs[each.queue] = f"{count} containers, {each.cpu:g} vCPU, {each.memory} MB"
+    runs |= {each.name: "pods of Kubernetes" for each in plan.queues if in_pods(settings, plan.target, each.name)}
     shown = table(
         *("queue", "tasks", "runs on", "hidden", "kept", "receives", "dead letters"),
         numbers=("tasks", "receives"),

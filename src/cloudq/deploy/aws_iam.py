@@ -117,9 +117,9 @@ def policy(role: RolePlan, plan: Plan, place: Place) -> dict[str, Any]:
 
 
 def trust(role: RolePlan, plan: Plan, place: Place) -> dict[str, Any] | None:
-    """Who may take the role on; ``None`` where that is the user's to say (producer and operator)."""
+    """Who may take the role on; ``None`` where that is the user's to say: producer and operator, and pods, by their cluster's provider."""
     service = {"function": "lambda", "worker": "ecs-tasks", "execution": "ecs-tasks", "scheduler": "scheduler"}.get(role.purpose)
-    if service is None:
+    if service is None or (role.purpose == "worker" and plan.target == "kubernetes"):
         return None
     condition: dict[str, Any] = {}
     if service == "ecs-tasks":  # nobody else's tasks (AWS ECS, "Task IAM role": confused deputy)
