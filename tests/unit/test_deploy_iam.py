@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudq import CloudQ, every
@@ -155,7 +155,7 @@ def test_what_starts_containers_pulls_their_image_and_writes_their_logs(image: s
     assert allowed(found, "sqs:ReceiveMessage") == []
 
 
-@given(st.text(min_size=1))
+@given(st.text(min_size=1) | st.text("abz09-_.*?$", min_size=1))
 def test_no_name_that_a_user_writes_widens_a_policy(name: str) -> None:
     app = CloudQ("shop", queues=[name])
     settings = parse({}, "dev")
@@ -166,8 +166,8 @@ def test_no_name_that_a_user_writes_widens_a_policy(name: str) -> None:
     except ConfigError:
         assert not sound
         return
-    assume(sound)
-    assert all(each.count("*") == 0 for each in allowed(made["producer"], "sqs:SendMessage"))
+    if sound:
+        assert all(each.count("*") == 0 for each in allowed(made["producer"], "sqs:SendMessage"))
 
 
 def test_a_pod_s_role_trusts_whom_its_cluster_does_and_no_task_of_ecs() -> None:
