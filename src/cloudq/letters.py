@@ -201,7 +201,8 @@ async def stats(app: CloudQ, queue: str) -> QueueStats | None:
 
 def dead_letter_queue(app: CloudQ, name: str) -> str:
     """The dead-letter queue that ``name`` means: a queue's, or itself where it is one, or is an undeclared queue that is named in full."""
-    if name not in app.queues and (":" in name or "/" in name or sources(app, name) or app.conf.dead_letter_queue(source(app, name)) == name):
+    in_full = ":" in name or "/" in name
+    if name not in app.queues and (in_full or sources(app, name) or app.conf.dead_letter_queue(source(app, name)) == name):
         return name
     return app.dead_letter_queue(name)
 
