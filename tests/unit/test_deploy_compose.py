@@ -226,26 +226,6 @@ def test_the_image_is_built_for_where_it_runs(target: Target, table: dict[str, A
     assert f"#   {built} " in render("container", values_of(plan_of(app, read, target=target, stage="dev"), read))["Dockerfile"]
 
 
-@pytest.mark.parametrize(
-    "files",
-    [
-        {"pyproject.toml": '[tool.cloudq]\napp = "shop:app"\n'},
-        {"pyproject.toml": '[project]\nname = "shop"\nversion = "1"\n[tool.cloudq]\napp = "shop:app"\n'},
-        {"pyproject.toml": "", "requirements.txt": ""},
-    ],
-)
-def test_the_image_installs_what_a_project_says_and_nothing_where_it_says_nothing(files: dict[str, str], tmp_path: Path) -> None:
-    for name, text in files.items():
-        (tmp_path / name).write_text(text, "utf-8")
-    dockerfile = render("container", values_of(*planned()))["Dockerfile"]
-    (run,) = [each for each in re.findall(r"^RUN ((?:.*\\\n)*.*)", dockerfile, re.MULTILINE) if "pyproject.toml" in each]
-    venv = tmp_path / "venv"
-    environment = {**os.environ, "VIRTUAL_ENV": str(venv), "UV_OFFLINE": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    command = ["sh", "-ec", run.replace("/venv", str(venv))]
-    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert ran.returncode == 0, ran.stderr
-
-
 def test_the_image_runs_a_worker_as_nobody_and_takes_no_secret_along() -> None:
     made = files(*planned())
     lines = made["Dockerfile"].splitlines()
