@@ -36,8 +36,8 @@ def interval(limits: StoreLimits) -> float:
 
 
 def new_key() -> str:
-    """A key for a worker in this process, made of host, pid and chance: ``web-1:4711:9f3c``."""
-    return f"{re.sub(r'[^!-~]', '-', socket.gethostname())}:{os.getpid()}:{new_id()[:4]}"
+    """A key for a worker in this process, made of host, pid and chance: ``web-1:4711:9f3c20d7``."""
+    return f"{re.sub(r'[^!-~]', '-', socket.gethostname())}:{os.getpid()}:{new_id()[:8]}"
 
 
 async def report(store: Store, key: str, value: Value) -> None:

@@ -285,7 +285,9 @@ def test_whenever_the_end_is_asked_for_it_hits_the_run_or_nothing() -> None:
 
     def serve() -> None:
         try:
-            for number in range(rounds):
+            for number in range(20 * rounds):  # as a rule one time; a busy machine may need more until both have been seen
+                if number >= rounds and {*map(type, outcomes)} == {Done, Dropped}:
+                    break
                 job = Job(steps=number % 97 * 5)
                 outcomes.append(stopping.run(cast("Any", Spinning()), cast("Any", job), lambda stop, job=job: begun.append((job, stop))))
                 sum(range(50))
@@ -307,7 +309,7 @@ def test_whenever_the_end_is_asked_for_it_hits_the_run_or_nothing() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert stray == []
-    assert len(outcomes) == rounds
+    assert len(outcomes) >= rounds
     assert {type(outcome) for outcome in outcomes} == {Done, Dropped}, "some were hit and some were over already"
 
 
