@@ -566,9 +566,8 @@ class CloudQ:
         except (TimerError, TimeoutError) as error:
             logger.warning("task %s is revoked, but stays in the timer: it will be dropped when it comes: %s", id, error)
             waited = False
-        if (
-            waited or known.get("due", 0.0) > now
-        ):  # before it is due nobody runs it: its end can be said, whatever became of the timer's answer
+        # Before it is due nobody runs it: its end can be said, whatever became of the timer's answer
+        if waited or known.get("due", 0.0) > now:
             message = Message(known.get("waits") or {"id": id, "task": known["task"], "attempt": known["attempt"]})
             self.use_store(
                 lambda store: records.finish_unclaimed(

@@ -7,12 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import pytest
 
 from cloudq.broker import Delivery, Limits, Outgoing, QueueStats, SendError, SettleError
-from cloudq.bulk import weigh
+from cloudq.bulk import Entry, weigh
 from cloudq.clock import ManualClock
 from cloudq.errors import BrokerError, BrokerUnavailable, Closed, DelayError, MessageTooLarge, QueueNotFound, SendUnknown
 from cloudq.io import IOThread
@@ -21,14 +20,6 @@ from cloudq.memory.broker import DEFAULT
 from cloudq.sending import Sender
 
 Reply = Sequence[SendError | None]
-
-
-class Entry(NamedTuple):
-    """A message, where it goes, and the id of its task."""
-
-    queue: str
-    outgoing: Outgoing
-    id: str
 
 
 class FakeBroker:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from cloudq.cli import applying
 from cloudq.cli.exits import FAILED, USAGE
-from cloudq.cli.output import card, emit, err, out, put, say, table
+from cloudq.cli.output import card, emit, err, one_line, out, put, say, table
 from cloudq.cli.state import State, pyproject, state_of
 from cloudq.errors import ConfigError
 
@@ -226,16 +226,11 @@ def show_problems(problems: Sequence[Problem]) -> None:
         sign, style = ("✗", "bold red") if each.level == "error" else ("!", "yellow")
         if not console.encoding.lower().startswith("utf"):
             sign = "x" if each.level == "error" else "!"
-        console.print(Text.assemble((f"{sign} ", style), (_line(each.where), "bold"), f": {_line(each.what)}"), soft_wrap=True)
-        console.print(Text(f"  {_line(each.fix)}", "dim"), soft_wrap=True)
+        console.print(Text.assemble((f"{sign} ", style), (one_line(each.where), "bold"), f": {one_line(each.what)}"), soft_wrap=True)
+        console.print(Text(f"  {one_line(each.fix)}", "dim"), soft_wrap=True)
     errors = sum(each.level == "error" for each in problems)
     if errors:
         say(f"{errors} problem{'s' if errors > 1 else ''} to solve before it can be deployed", "bold red")
-
-
-def _line(text: str) -> str:
-    """What users wrote, in one line and without control characters."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def _document(problem: Problem) -> dict[str, str]:
@@ -252,7 +247,7 @@ def _show(plan: Plan, settings: Settings) -> None:
     head = Text.assemble((plan.name, "bold"), f" {plan.stage} on {plan.target}", (f"  {plan.reference or ''}", "dim"))
     out().print(head)
     if plan.prefix:
-        out().print(Text(f"names of queues begin with {_line(plan.prefix)}", "dim"))
+        out().print(Text(f"names of queues begin with {one_line(plan.prefix)}", "dim"))
     runs = {each.queue: f"function, {each.memory} MB, {text(each.timeout)}, batch {each.batch_size}" for each in plan.functions}
     fixed = plan.target in ("gcp-terraform", "compose")  # there nothing scales them by the backlog
     for each in plan.containers:
@@ -266,35 +261,37 @@ def _show(plan: Plan, settings: Settings) -> None:
     )
     for queue in plan.queues:
         shown.add_row(
-            Text(_line(_own(queue.name, queue.resource, plan)), "bold") + (" (there already)" if queue.existing else ""),
+            Text(one_line(_own(queue.name, queue.resource, plan)), "bold") + (" (there already)" if queue.existing else ""),
             str(len(queue.tasks)),
             Text(runs.get(queue.name, "nothing"), "" if queue.name in runs else "yellow"),
             text(queue.visibility),
             text(queue.retention),
             str(queue.max_receives),
-            Text(_line(_own(queue.dead_letters.name, queue.dead_letters.resource, plan))),
+            Text(one_line(_own(queue.dead_letters.name, queue.dead_letters.resource, plan))),
         )
     _section("Queues", shown, plan.queues)
     shown = table("schedule", "when", "as", "task", "queue", folds=("schedule", "when", "as"))
     for schedule in plan.schedules:
         parts = "\n".join(f"{each.expression} {each.timezone}" for each in schedule.parts)
-        names = (Text(_line(each)) for each in (schedule.task, schedule.queue))
-        shown.add_row(Text(_line(schedule.name), "bold"), schedule.trigger, Text(parts) if parts else Text("cannot be said", "red"), *names)
+        names = (Text(one_line(each)) for each in (schedule.task, schedule.queue))
+        shown.add_row(
+            Text(one_line(schedule.name), "bold"), schedule.trigger, Text(parts) if parts else Text("cannot be said", "red"), *names
+        )
     _section("Schedules", shown, plan.schedules)
     beside = {
-        "store": None if plan.store is None else f"{plan.store.resource}: {_line(plan.store.why)}",
-        "timer": None if plan.timer is None else f"{plan.timer.resource}: {_line('; '.join(plan.timer.why))}",
+        "store": None if plan.store is None else f"{plan.store.resource}: {one_line(plan.store.why)}",
+        "timer": None if plan.timer is None else f"{plan.timer.resource}: {one_line('; '.join(plan.timer.why))}",
         "bodies": None if plan.bodies is None else f"{plan.bodies.resource}, each for {plan.bodies.days} days",
     }
     _section("Beside them", card(dict(beside)), [each for each in beside.values() if each])
     shown = table("role", "for", "may", folds=("role", "may"))
     for role in plan.roles:
-        may = "\n".join(f"{grant.action} {_line(', '.join(grant.on))}" for grant in role.grants)
+        may = "\n".join(f"{grant.action} {one_line(', '.join(grant.on))}" for grant in role.grants)
         shown.add_row(Text(role.name, "bold"), role.purpose, Text(may))
     _section("Roles", shown, plan.roles)
     shown = table("alarm", "on", "above", numbers=("above",), folds=("on",))
     for alarm in plan.alarms:
-        shown.add_row(alarm.kind, Text(_line(alarm.on)), text(alarm.above) if alarm.kind == "age" else str(alarm.above))
+        shown.add_row(alarm.kind, Text(one_line(alarm.on)), text(alarm.above) if alarm.kind == "age" else str(alarm.above))
     _section("Alarms", shown, plan.alarms)
 
 

@@ -8,6 +8,7 @@ import re
 from typing import Any, Final
 
 from cloudq.deploy.plan import SchedulePlan
+from cloudq.recurring import SLOT
 from cloudq.schedules.naming import eventbridge_schedule
 
 SEND_MESSAGE: Final = "arn:{partition}:scheduler:::aws-sdk:sqs:sendMessage"
@@ -15,7 +16,6 @@ SEND_MESSAGE: Final = "arn:{partition}:scheduler:::aws-sdk:sqs:sendMessage"
 RETRY: Final = {"attempts": 185, "age": 86_400}
 """As long as AWS tries (CreateSchedule, RetryPolicy): a day."""
 
-_SLOT: Final = "<slot>"
 _TIME: Final = "<aws.scheduler.scheduled-time>"
 _KEYWORD: Final = "<aws.scheduler."
 
@@ -31,7 +31,7 @@ def request(schedule: SchedulePlan, *, ordered: bool) -> dict[str, Any] | None:
     found: dict[str, Any] = {"MessageBody": schedule.body}
     if ordered:
         found["MessageGroupId"] = _id(schedule.group or "")
-        found["MessageDeduplicationId"] = _id(f"{eventbridge_schedule(schedule.name)}@{_SLOT}")
+        found["MessageDeduplicationId"] = _id(f"{eventbridge_schedule(schedule.name)}@{SLOT}")
     elif schedule.tenant:
         found["MessageGroupId"] = _id(schedule.tenant)
     return found
@@ -41,7 +41,7 @@ def text(sent: dict[str, Any] | str) -> str:
     """A request, or a body alone, as a target's input: Scheduler puts the fire's time where the slot goes."""
     if not isinstance(sent, str):
         sent = json.dumps(sent, separators=(",", ":")).replace(_KEYWORD, _KEYWORD.replace("<", "\\u003c"))
-    return sent.replace(_SLOT, _TIME)
+    return sent.replace(SLOT, _TIME)
 
 
 def _id(name: str) -> str:
