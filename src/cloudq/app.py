@@ -1,4 +1,4 @@
-"""The app: a registry of tasks, the settings, the three seams opened on first use, and sending."""
+"""The app: a registry of tasks, the settings, the three seams opened on first use, and the ways to call."""
 
 from __future__ import annotations
 
@@ -9,32 +9,27 @@ import logging
 import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager, contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeVar, Unpack, cast, overload
 
 from cloudq import adapters, calls, records, signals, states
 from cloudq import result as results
 from cloudq.broker import Broker, CreatesQueues
-from cloudq.bulk import Bulk, bulk_of
-from cloudq.calls import Prepared
 from cloudq.clock import Clock, SystemClock
 from cloudq.config import Config, Queue
+from cloudq.dispatch import Dispatch
 from cloudq.errors import (
-    BatchSendError,
     ConfigError,
     DuplicateTask,
-    StoreError,
     StoreRequired,
     TimerError,
     UnknownSchedule,
     UnknownTask,
 )
 from cloudq.io import IOThread, drive
-from cloudq.message import Message, waits_for_members
-from cloudq.middleware import Hooks, Middleware, call_quietly
+from cloudq.message import Message
+from cloudq.middleware import Hooks, Middleware
 from cloudq.request import current
 from cloudq.sending import Sender
 from cloudq.signature import CallOptions, Canvas, Signature
@@ -54,15 +49,6 @@ MAX_RECEIVES: Final = 100
 """Deliveries after which a local broker itself dead-letters a message: the last resort, well above the runner's own cap."""
 
 EagerHost = Callable[["CloudQ", Task[..., Any], Sequence[Any], Mapping[str, Any], CallOptions], results.AsyncResult[Any]]
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class _Batch:
-    """The calls that ``with app.batch()`` holds back."""
-
-    calls: list[Prepared] = field(default_factory=lambda: [])
-    ended: bool = False
-    """The block is over; coroutines and threads that inherited its context send by themselves."""
 
 
 class CloudQ:
@@ -112,6 +98,7 @@ class CloudQ:
         self.schedules: dict[str, Recurring] = {}
         """What recurs, by name."""
         self.io = IOThread(name)
+        self.dispatch = Dispatch(self)
         self.given: Mapping[str, object] = {"broker": broker, "store": store, "timer": timer}
         """What the seams were set to: URLs, drivers or ``None``."""
         self._broker: Broker | None = None
@@ -125,7 +112,6 @@ class CloudQ:
         self._middleware = list(middleware)
         self._hooks: Hooks | None = None
         self._hooks_epoch: int = -1
-        self._batch: ContextVar[_Batch | None] = ContextVar(f"cloudq_batch_{name}", default=None)
         self.io.at_close(self._close_seams)
         self.io.after_fork(self._after_fork)
         self.declare_queue(self.conf.default_queue)
@@ -414,7 +400,7 @@ class CloudQ:
         """What ``task.delay`` and its kin do."""
         if self.conf.task_always_eager:
             return self.run_eagerly(task, args, kwargs, options or CallOptions())
-        return self._dispatch(calls.prepare(self, task.name, task, args, kwargs, options))
+        return drive(self.dispatch.one(self.dispatch.blocking, calls.prepare(self, task.name, task, args, kwargs, options)))
 
     async def asend_call(
         self, task: Task[..., R], args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions | None
@@ -422,7 +408,7 @@ class CloudQ:
         """What ``task.adelay`` does."""
         if self.conf.task_always_eager:
             return self.run_eagerly(task, args, kwargs, options or CallOptions())
-        return await self._adispatch(calls.prepare(self, task.name, task, args, kwargs, options))
+        return await self.dispatch.one(self.dispatch.awaiting, calls.prepare(self, task.name, task, args, kwargs, options))
 
     def send_task(
         self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]
@@ -431,7 +417,7 @@ class CloudQ:
         task = self.tasks.get(name)
         if task is not None:
             return self.send_call(task, args, kwargs or {}, options)
-        return self._dispatch(calls.prepare(self, name, None, args, kwargs or {}, options))
+        return drive(self.dispatch.one(self.dispatch.blocking, calls.prepare(self, name, None, args, kwargs or {}, options)))
 
     async def asend_task(
         self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]
@@ -440,7 +426,7 @@ class CloudQ:
         task = self.tasks.get(name)
         if task is not None:
             return await self.asend_call(task, args, kwargs or {}, options)
-        return await self._adispatch(calls.prepare(self, name, None, args, kwargs or {}, options))
+        return await self.dispatch.one(self.dispatch.awaiting, calls.prepare(self, name, None, args, kwargs or {}, options))
 
     def send_signature(self, signature: Signature[R]) -> results.AsyncResult[R]:
         """What ``signature.delay`` does."""
@@ -461,33 +447,13 @@ class CloudQ:
         """
         if self.conf.task_always_eager:
             return self.run_canvas_eagerly(canvas)
-        from cloudq import follow
-        from cloudq import launch as launches
-
-        id, launch = launches.plan(self, canvas)
-        if launch.chords:
-            self.use_store(lambda store: launches.note(store, launch), why="a chord")
-        if not self._held_back(*launch.calls):
-            self._dispatch_many(launch.calls)
-        if launch.ended:
-            self.io.run(follow.arrived(self, launch.ended))
-        return launches.handle(self, canvas, id)
+        return drive(self.dispatch.canvas(self.dispatch.blocking, canvas))
 
     async def asend_canvas(self, canvas: Canvas[R]) -> results.AsyncResult[R]:
         """What ``chain.adelay`` and its kin do."""
         if self.conf.task_always_eager:
             return self.run_canvas_eagerly(canvas)
-        from cloudq import follow
-        from cloudq import launch as launches
-
-        id, launch = launches.plan(self, canvas)
-        if launch.chords:
-            await self.ause_store(lambda store: launches.note(store, launch), why="a chord")
-        if not self._held_back(*launch.calls):
-            await self._adispatch_many(launch.calls)
-        if launch.ended:
-            await self.io.arun(follow.arrived(self, launch.ended))
-        return launches.handle(self, canvas, id)
+        return await self.dispatch.canvas(self.dispatch.awaiting, canvas)
 
     def run_canvas_eagerly(self, canvas: Canvas[R]) -> results.AsyncResult[R]:
         """Run a canvas here and now, through codec and runner."""
@@ -506,17 +472,13 @@ class CloudQ:
         """
         if self.conf.task_always_eager:
             return [self.send_signature(each) for each in signatures]
-        prepared, ids = self._prepare_many(signatures)
-        sent = self._dispatch_many(prepared)
-        return sent if len(sent) == len(ids) else [results.AsyncResult(id, self) for id in ids]
+        return drive(self.dispatch.signatures(self.dispatch.blocking, signatures))
 
     async def asend_many(self, signatures: Iterable[Signature[R]]) -> list[results.AsyncResult[R]]:
         """``send_many`` for a coroutine."""
         if self.conf.task_always_eager:
             return [self.send_signature(each) for each in signatures]
-        prepared, ids = self._prepare_many(signatures)
-        sent = await self._adispatch_many(prepared)
-        return sent if len(sent) == len(ids) else [results.AsyncResult(id, self) for id in ids]
+        return await self.dispatch.signatures(self.dispatch.awaiting, signatures)
 
     @contextmanager
     def batch(self) -> Generator[None, None, None]:
@@ -525,32 +487,16 @@ class CloudQ:
         Calls are checked at once, and their results can be kept. Leaving the block by an exception sends nothing; otherwise
         BatchSendError says which calls were not accepted. An inner block belongs to the outer one.
         """
-        if self._open_batch() is not None:
+        with self.dispatch.holding() as held:
             yield
-            return
-        batch = _Batch()
-        token = self._batch.set(batch)
-        try:
-            yield
-        finally:
-            self._batch.reset(token)
-            batch.ended = True
-        self._dispatch_many(batch.calls)
+        drive(self.dispatch.many(self.dispatch.blocking, held))
 
     @asynccontextmanager
     async def abatch(self) -> AsyncGenerator[None, None]:
         """``batch`` for a coroutine: ``async with app.abatch(): ...``."""
-        if self._open_batch() is not None:
+        with self.dispatch.holding() as held:
             yield
-            return
-        batch = _Batch()
-        token = self._batch.set(batch)
-        try:
-            yield
-        finally:
-            self._batch.reset(token)
-            batch.ended = True
-        await self._adispatch_many(batch.calls)
+        await self.dispatch.many(self.dispatch.awaiting, held)
 
     def revoke(self, id: str, *, terminate: bool = True) -> None:
         """What ``result.revoke`` does, by task id."""
@@ -601,181 +547,6 @@ class CloudQ:
         """Run a call here and now, through codec and runner."""
         return type(self).eager_host(self, task, args, kwargs, options)
 
-    # ------------------------------------------------------------------
-
-    def _prepare_many(self, signatures: Iterable[Signature[Any]]) -> tuple[Bulk, list[str]]:
-        """Those to be sent now, and the ids of all."""
-        bulk = calls.prepare_many(self, signatures, bare=self._open_batch() is None)
-        held = {index for index, each in bulk.whole.items() if self._held_back(calls.prepared_of(self, each))}
-        return (Bulk(bulk.entry(index) for index in range(len(bulk)) if index not in held) if held else bulk), bulk.ids
-
-    def _open_batch(self) -> _Batch | None:
-        batch = self._batch.get()
-        return None if batch is None or batch.ended else batch
-
-    def _held_back(self, *prepared: Prepared) -> bool:
-        """Whether a batch or a transaction sends them later. Raises StoreRequired where what follows them needs a store."""
-        if self.store is None:
-            for each in prepared:
-                if each.message is not None and waits_for_members(each.message.fields):
-                    self.required_store("a chord (a group with a step after it)")
-        if prepared and prepared[0].after_commit:
-            if self.conf.after_commit is None:
-                raise ConfigError("after_commit needs CloudQ(after_commit=…), e.g. django.db.transaction.on_commit")
-            self.conf.after_commit(lambda: self._send_committed(prepared))
-            return True
-        batch = self._open_batch()
-        if batch is None:
-            return False
-        batch.calls.extend(prepared)
-        return True
-
-    def _send_committed(self, prepared: Sequence[Prepared]) -> None:
-        if len(prepared) == 1:
-            self._send(prepared[0])
-        else:
-            self._dispatch_many(prepared)
-
-    def _dispatch(self, prepared: Prepared) -> results.AsyncResult[Any]:
-        if self._held_back(prepared):
-            return results.AsyncResult(prepared.id, self)
-        task = prepared.task
-        if task is None or task.settings.unique is None:
-            self._send(prepared)
-            return results.AsyncResult(prepared.id, self)
-        from cloudq import idempotency
-
-        key, name, id, lasts = *_called(prepared, task), self._waits_for(prepared, task.settings.unique)
-        why = f"unique= of the task {name!r}"
-        waits = self.use_store(lambda store: idempotency.reserve(store, name, key, id, ttl=lasts), why=why)
-        if waits is None:
-            try:
-                self._send(prepared)
-            except BaseException:
-                with suppress(StoreError, TimeoutError):  # then it expires
-                    self.use_store(lambda store: idempotency.release(store, name, key, id))
-                raise
-        return results.AsyncResult(waits or id, self)
-
-    def _send(self, prepared: Prepared) -> None:
-        self.sender.send(prepared.queue, prepared.outgoing, prepared.id)
-        if self.store is not None and self._tracked(prepared):
-            try:
-                self.use_store(lambda store: self._record(store, prepared))
-            except (StoreError, TimeoutError):  # the call is accepted: that QUEUED cannot be shown must not fail it
-                logger.warning("task %s: QUEUED could not be recorded", prepared.id, exc_info=True)
-        if self.hooks.after_send:
-            call_quietly(self.hooks.after_send, calls.message_of(prepared), prepared.queue)
-
-    async def _adispatch(self, prepared: Prepared) -> results.AsyncResult[Any]:
-        if self._held_back(prepared):
-            return results.AsyncResult(prepared.id, self)
-        task = prepared.task
-        if task is None or task.settings.unique is None:
-            await self._asend(prepared)
-            return results.AsyncResult(prepared.id, self)
-        from cloudq import idempotency
-
-        key, name, id, lasts = *_called(prepared, task), self._waits_for(prepared, task.settings.unique)
-        why = f"unique= of the task {name!r}"
-        waits = await self.ause_store(lambda store: idempotency.reserve(store, name, key, id, ttl=lasts), why=why)
-        if waits is None:
-            try:
-                await self._asend(prepared)
-            except BaseException:
-                with suppress(StoreError, TimeoutError):
-                    await self.ause_store(lambda store: idempotency.release(store, name, key, id))
-                raise
-        return results.AsyncResult(waits or id, self)
-
-    def _waits_for(self, prepared: Prepared, unique: float) -> float:
-        """Seconds that ``unique`` holds: no longer than its document is kept, without which nobody would know that it has ended."""
-        return min(unique, self.conf.result_expires) + prepared.outgoing.delay
-
-    async def _asend(self, prepared: Prepared) -> None:
-        await self.sender.asend(prepared.queue, prepared.outgoing, prepared.id)
-        if self.store is not None and self._tracked(prepared):
-            try:
-                await self.ause_store(lambda store: self._record(store, prepared))
-            except (StoreError, TimeoutError):
-                logger.warning("task %s: QUEUED could not be recorded", prepared.id, exc_info=True)
-        if self.hooks.after_send:
-            call_quietly(self.hooks.after_send, calls.message_of(prepared), prepared.queue)
-
-    def _dispatch_many(self, prepared: Sequence[Prepared] | Bulk) -> list[results.AsyncResult[Any]]:
-        bulk = bulk_of(prepared)
-        failed = self.sender.send_many(bulk)
-        accepted = self._accepted(bulk, failed)
-        if accepted:
-            try:
-                self.use_store(lambda store: self._record_many(store, accepted))
-            except TimeoutError:  # the calls are accepted: that QUEUED cannot be shown must not fail them
-                logger.warning("QUEUED could not be recorded in time for all of %d tasks", len(accepted))
-        return self._sent_many(bulk, failed)
-
-    async def _adispatch_many(self, prepared: Sequence[Prepared] | Bulk) -> list[results.AsyncResult[Any]]:
-        bulk = bulk_of(prepared)
-        failed = await self.sender.asend_many(bulk)
-        accepted = self._accepted(bulk, failed)
-        if accepted:
-            try:
-                await self.ause_store(lambda store: self._record_many(store, accepted))
-            except TimeoutError:
-                logger.warning("QUEUED could not be recorded in time for all of %d tasks", len(accepted))
-        return self._sent_many(bulk, failed)
-
-    def _accepted(self, bulk: Bulk, failed: Mapping[int, Exception]) -> list[Prepared]:
-        """The calls whose QUEUED is to be recorded."""
-        if self.store is None:
-            return []
-        some = range(len(bulk)) if self._tracks_queued else bulk.whole  # a bare call has nothing else to be recorded for
-        accepted = (calls.prepared_of(self, bulk.entry(index)) for index in some if index not in failed)
-        return [each for each in accepted if self._tracked(each)]
-
-    def _sent_many(self, bulk: Bulk, failed: Mapping[int, Exception]) -> list[results.AsyncResult[Any]]:
-        if self.hooks.after_send:
-            for index, each in enumerate(bulk):
-                if index not in failed:
-                    call_quietly(self.hooks.after_send, calls.message_of(each), each.queue)
-        handles: list[results.AsyncResult[Any]] = [results.AsyncResult(id, self) for id in bulk.ids]
-        if failed:
-            first = next(iter(failed.values()))
-            raise BatchSendError(
-                f"{len(failed)} of {len(bulk)} messages were not accepted; the first: {first}", failed=failed, results=handles
-            ) from first
-        return handles
-
-    def _tracked(self, prepared: Prepared) -> bool:
-        if prepared.outgoing.delay and calls.is_waited_for(self, prepared):
-            return True
-        ignored = prepared.task is not None and prepared.task.settings.ignore_result
-        return self._tracks_queued and not ignored and not (prepared.message is not None and prepared.message.ignore_result)
-
-    @property
-    def _tracks_queued(self) -> bool:
-        """Whether QUEUED is recorded, but for tasks and calls without a result."""
-        store, wanted = self.store, self.conf.track_queued
-        return store is not None and not store.limits.metered if wanted is None else wanted
-
-    async def _record(self, store: Store, prepared: Prepared) -> None:
-        ttl = self.conf.result_expires + prepared.outgoing.delay
-        waits = calls.is_waited_for(self, prepared)
-        due = self.clock.time() + prepared.outgoing.delay if prepared.outgoing.delay else None
-        await records.record_queued(store, calls.message_of(prepared), prepared.queue, ttl=ttl, due=due, waits=waits)
-
-    async def _record_many(self, store: Store, prepared: Sequence[Prepared]) -> None:
-        async def some(part: Sequence[Prepared]) -> None:
-            for each in part:
-                await self._record(store, each)
-
-        try:
-            if store.limits.local:
-                await some(prepared)
-            else:
-                await asyncio.gather(*(some(prepared[lane::32]) for lane in range(32)))
-        except StoreError:
-            logger.warning("QUEUED could not be recorded for all of %d tasks", len(prepared), exc_info=True)
-
 
 def _sealing(signing: str | None, encryption: str | None, accept_unsigned: bool | None, now: Callable[[], float]) -> Sealing | None:
     if not (signing or encryption or os.environ.get("CLOUDQ_SIGNING_KEYS") or os.environ.get("CLOUDQ_ENCRYPTION_KEYS")):
@@ -783,12 +554,6 @@ def _sealing(signing: str | None, encryption: str | None, accept_unsigned: bool 
     from cloudq import seal
 
     return seal.configured(signing, encryption, accept_unsigned, now)
-
-
-def _called(prepared: Prepared, task: Task[..., Any]) -> tuple[str, str, str]:
-    """What makes the call the same as another, its task and its id."""
-    message = calls.message_of(prepared)
-    return task.call_key(message.args, message.kwargs), task.name, prepared.id
 
 
 def _hint(name: str, known: Iterable[str]) -> str:

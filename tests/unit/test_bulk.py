@@ -281,7 +281,7 @@ def test_calls_to_be_recorded_wait_without_their_messages() -> None:
     bulk = prepare_many(app, (app["take"].s(n) for n in range(2_000)), bare=True)
     tracemalloc.start()
     try:
-        accepted = app._accepted(bulk, {})
+        accepted = app.dispatch.tracked(bulk, {})
         assert len(accepted) == 2_000
         assert tracemalloc.get_traced_memory()[0] / 2_000 < 300
     finally:
