@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeVar, Unpack, cast, overload
 
-from cloudq import adapters, calls, records, signals, states
+from cloudq import adapters, calls, forks, signals
 from cloudq import result as results
 from cloudq.broker import Broker, CreatesQueues
 from cloudq.clock import Clock, SystemClock
@@ -23,12 +23,11 @@ from cloudq.errors import (
     ConfigError,
     DuplicateTask,
     StoreRequired,
-    TimerError,
+    StoreUnavailable,
     UnknownSchedule,
     UnknownTask,
 )
 from cloudq.io import IOThread, drive
-from cloudq.message import Message
 from cloudq.middleware import Hooks, Middleware
 from cloudq.request import current
 from cloudq.sending import Sender
@@ -94,7 +93,7 @@ class CloudQ:
         self.sealing = _sealing(signing, encryption, accept_unsigned, self.clock.time)
         """Signs and encrypts messages; ``None`` without keys."""
         self.tasks: dict[str, Task[..., Any]] = {}
-        self.queues: dict[str, Queue] = {}
+        self._queues: dict[str, Queue] = {}
         self.schedules: dict[str, Recurring] = {}
         """What recurs, by name."""
         self.io = IOThread(name)
@@ -113,11 +112,8 @@ class CloudQ:
         self._hooks: Hooks | None = None
         self._hooks_epoch: int = -1
         self.io.at_close(self._close_seams)
-        self.io.after_fork(self._after_fork)
-        self.declare_queue(self.conf.default_queue)
+        forks.protect(self, row=-1)
         for queue in queues:
-            self.declare_queue(queue)
-        for queue in self.conf.routed_queues():
             self.declare_queue(queue)
         for schedule, entry in (beat_schedule or {}).items():
             self._schedule_entry(schedule, entry)
@@ -159,6 +155,8 @@ class CloudQ:
         self.tasks[task.name] = task
         if task.settings.queue is not None:
             self.declare_queue(task.settings.queue)
+        elif callable(self.conf.task_routes) and (queue := self.conf.route(task.name)) is not None:
+            self.declare_queue(queue)
         if task.settings.schedule is not None:
             from cloudq import recurring
 
@@ -223,14 +221,22 @@ class CloudQ:
         except KeyError:
             raise UnknownTask(f"the app {self.name!r} has no task {name!r}; {_hint(name, self.tasks)}") from None
 
+    @property
+    def queues(self) -> dict[str, Queue]:
+        """The queues that settings, ``queues=``, tasks and schedules name, by name."""
+        for queue in (self.conf.default_queue, *self.conf.routed_queues()):
+            if queue not in self._queues:
+                self.declare_queue(queue)
+        return self._queues
+
     def declare_queue(self, queue: str | Queue) -> Queue:
         """Make a queue known to the app (and create it where the broker is local); returns it with its dead-letter queue filled in."""
         declared = queue if isinstance(queue, Queue) else Queue(name=queue)
-        if declared.name in self.queues and isinstance(queue, str):
-            return self.queues[declared.name]
+        if declared.name in self._queues and isinstance(queue, str):
+            return self._queues[declared.name]
         if declared.dead_letter is None:
             declared = Queue(name=declared.name, dead_letter=self.conf.dead_letter_queue(declared.name))
-        self.queues[declared.name] = declared
+        self._queues[declared.name] = declared
         if self._broker is not None:
             self._create(self._broker, declared)
         return declared
@@ -342,17 +348,29 @@ class CloudQ:
                 )
 
     def use_store(self, call: Callable[[Store], Coroutine[Any, Any, T]], *, why: str = "a result") -> T:
-        """Run ``call(store)`` where the store belongs and wait; from any thread but the I/O thread."""
+        """Run ``call(store)`` where the store belongs and wait; from any thread but the I/O thread. Raises StoreUnavailable after
+        ``send_timeout`` seconds."""
         store = self.required_store(why)
-        return drive(call(store)) if store.limits.local else self.io.run(call(store), timeout=self.conf.send_timeout)
+        if store.limits.local:
+            return drive(call(store))
+        try:
+            return self.io.run(call(store), timeout=self.conf.send_timeout)
+        except TimeoutError as error:
+            raise self._store_silent() from error
 
     async def ause_store(self, call: Callable[[Store], Coroutine[Any, Any, T]], *, why: str = "a result") -> T:
         """``use_store`` for a coroutine on any loop."""
         store = self.required_store(why)
         if store.limits.local:
             return await call(store)
-        async with asyncio.timeout(self.conf.send_timeout):
-            return await self.io.arun(call(store))
+        try:
+            async with asyncio.timeout(self.conf.send_timeout):
+                return await self.io.arun(call(store))
+        except TimeoutError as error:
+            raise self._store_silent() from error
+
+    def _store_silent(self) -> StoreUnavailable:
+        return StoreUnavailable(f"the store did not answer within {self.conf.send_timeout:g} s (send_timeout of the app {self.name!r})")
 
     def use_broker(self, call: Callable[[Broker], Coroutine[Any, Any, T]]) -> T:
         """Run ``call(broker)`` on the I/O thread and wait; for commands."""
@@ -389,7 +407,13 @@ class CloudQ:
             broker.create_queue(dead_letter)
             broker.create_queue(queue.name, dead_letter=dead_letter, max_receives=MAX_RECEIVES)
 
-    def _after_fork(self) -> None:
+    @property
+    def fork_lock(self) -> forks.Lock:
+        """What guards the opening of the seams. A fork waits for it: a child of one amid an import would wait for that import for ever."""
+        return self._opened
+
+    def after_fork(self) -> None:
+        """Be as new in a forked child."""
         self._opened = threading.RLock()
 
     # ------------------------------------------------------------------ sending
@@ -500,30 +524,11 @@ class CloudQ:
 
     def revoke(self, id: str, *, terminate: bool = True) -> None:
         """What ``result.revoke`` does, by task id."""
-        now, ttl = self.clock.time(), max(self.conf.result_expires, records.JOINED)  # its steps may come for as long
-        known = self.use_store(lambda store: records.revoke(store, id, now=now, ttl=ttl, terminate=terminate), why="revoking a task")
-        timer = self.timer
-        if timer is None or known["state"] in states.TERMINAL or records.is_held(known, now):
-            return
-        if "started" in known and "waits" not in known:  # a retry, or put off: only its message knows who waits for its end
-            return
-        try:
-            waited = drive(timer.cancel(id)) if timer.limits.local else self.io.run(timer.cancel(id), timeout=self.conf.send_timeout)
-        except (TimerError, TimeoutError) as error:
-            logger.warning("task %s is revoked, but stays in the timer: it will be dropped when it comes: %s", id, error)
-            waited = False
-        # Before it is due nobody runs it: its end can be said, whatever became of the timer's answer
-        if waited or known.get("due", 0.0) > now:
-            message = Message(known.get("waits") or {"id": id, "task": known["task"], "attempt": known["attempt"]})
-            self.use_store(
-                lambda store: records.finish_unclaimed(
-                    store, message, known.get("queue", ""), states.REVOKED, at=now, ttl=ttl, reason=states.WAS_REVOKED
-                )
-            )
-            if "waits" in known:
-                from cloudq import follow
+        drive(self.dispatch.revoke(self.dispatch.blocking, id, terminate=terminate))
 
-                self.io.run(follow.failed(self, message, known["queue"], states.WAS_REVOKED, None), timeout=self.conf.send_timeout)
+    async def arevoke(self, id: str, *, terminate: bool = True) -> None:
+        """``revoke`` for a coroutine."""
+        await self.dispatch.revoke(self.dispatch.awaiting, id, terminate=terminate)
 
     def progress(self, done: float, total: float | None = None) -> None:
         """``task.progress`` of the task that runs here, for code that it calls. Raises RuntimeError outside of one."""
@@ -564,7 +569,25 @@ def _hint(name: str, known: Iterable[str]) -> str:
 
 def _same_function(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
     """Whether both are the same definition, perhaps imported or reloaded twice."""
-    return one is other or (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
+    if one is other:
+        return True
+    if (one.__module__, one.__qualname__) != (other.__module__, other.__qualname__):
+        return False
+    return all(map(_same_content, _closed_over(one), _closed_over(other)))
+
+
+def _closed_over(function: Callable[..., Any]) -> list[Any]:
+    """What a function made by another one holds of it."""
+    return [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+
+
+def _same_content(one: Any, other: Any) -> bool:
+    if callable(one) and callable(other):
+        return _same_function(one, other)
+    try:
+        return bool(one == other)
+    except Exception:  # an array, whose comparison is no truth
+        return True
 
 
 def _place(function: Callable[..., Any]) -> str:

@@ -13,14 +13,13 @@ from cloudq.durations import seconds
 from cloudq.errors import ArgumentsError, DelayError
 from cloudq.message import MAX_ID, VERSION, Message, check_nesting, decode, encode_call, new_id, new_ids, parse
 from cloudq.request import current
-from cloudq.signature import NO_OPTIONS, CallOptions, Canvas, Signature
+from cloudq.signature import NO_OPTIONS, CallOptions, Canvas, Signature, refuse_unknown
 from cloudq.values import dumps
 
 if TYPE_CHECKING:
     from cloudq.app import CloudQ
     from cloudq.task import Task
 
-_OPTIONS: Final = frozenset(CallOptions.__annotations__)
 NO_FIELDS: Final[Mapping[str, Any]] = {}
 NOTHING: Final = object()
 """No value goes before a call's arguments."""
@@ -73,9 +72,7 @@ def prepare(
         return Prepared(id, queue, outgoing, None, task)
 
     options = options or NO_OPTIONS
-    if unknown := options.keys() - _OPTIONS:
-        hint = " (priorities are queues here: send to a queue that workers give more weight)" if "priority" in unknown else ""
-        raise ArgumentsError(f"task {name!r}: unknown call option {', '.join(sorted(unknown))}{hint}", task=name)
+    refuse_unknown(options, name)
     id = _id(options, name)
     fields = {"v": VERSION, "id": id, "task": name, "args": json_args}
     if each:
@@ -265,6 +262,8 @@ def linked_message(
     for key in ("kwargs", "timeout", "group", "tenant", "ignore_result", "headers", "each", "link", "link_error"):
         if key in link:
             fields[key] = link[key]
+    if "headers" not in link and parent.headers:
+        fields["headers"] = parent.headers  # a trace goes on
     fields.update(more)
     if "expires" in link:
         fields["expires"] = round(now + link["expires"], 3)
@@ -344,6 +343,8 @@ def _delay(options: CallOptions, now: float, name: str) -> float:
 
 def _times(fields: dict[str, Any], options: CallOptions, task: Task[..., Any] | None, now: float, name: str) -> None:
     expires = options.get("expires", task.settings.expires if task is not None else None)
+    if "timeout" in options and "time_limit" in options:
+        raise ArgumentsError(f"task {name!r}: timeout and time_limit are the same; give one", task=name)
     limit = options.get("timeout", options.get("time_limit"))
     try:
         if isinstance(expires, datetime):

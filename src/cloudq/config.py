@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Final, Literal, NamedTuple
+from types import MappingProxyType
+from typing import Any, Final, Literal, NamedTuple, cast
 
 from cloudq.durations import seconds
 from cloudq.errors import ConfigError
@@ -13,6 +14,8 @@ from cloudq.retry import Retry
 
 AfterCommit = Callable[[Callable[[], None]], Any]
 Router = Callable[[str], "str | None"]
+Check = tuple[Callable[[Any], bool], str]
+"""Whether a value will do, and what would."""
 
 
 class Queue(NamedTuple):
@@ -57,24 +60,30 @@ class Config:
     """Write events to the store (``cloudq events``): some writes a second beside those that a task takes anyway."""
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _CHECKS:
+            raise _unknown([name])
         if name in _DURATIONS and value is not None:
             try:
                 value = seconds(value, name)
             except (ValueError, TypeError) as error:
                 raise ConfigError(f"{error}") from error
+        sound, wants = _CHECKS[name]
+        if not sound(value):
+            raise ConfigError(f"{name} takes {wants}, not {value!r:.100}")
         object.__setattr__(self, name, value)
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Config:
-        """Build from keywords; raises ConfigError for an unknown name."""
-        known = [entry.name for entry in fields(cls)]
-        if unknown := sorted(settings.keys() - set(known)):
-            from difflib import get_close_matches
-
-            near = get_close_matches(unknown[0], [*_SEAMS, *known], n=1)
-            meant = f" (did you mean {near[0]}?)" if near else ""
-            raise ConfigError(f"CloudQ has no setting {', '.join(unknown)}{meant}; it takes {', '.join([*_SEAMS, *known])}")
+        """Build from keywords; raises ConfigError for an unknown name, and for a value that is none."""
+        if unknown := sorted(settings.keys() - _CHECKS.keys()):
+            raise _unknown(unknown)
         return cls(**settings)
+
+    def update(self, settings: Mapping[str, Any] = MappingProxyType({}), **more: Any) -> None:
+        """Set several, as Celery's ``app.conf.update``; raises as ``of`` does, before any is set."""
+        Config.of(settings := {**settings, **more})
+        for name, value in settings.items():
+            setattr(self, name, value)
 
     def route(self, task: str) -> str | None:
         """The queue that ``task_routes`` names for a task; an exact name wins over patterns, and those count in their order."""
@@ -103,6 +112,50 @@ def _queue(target: str | Mapping[str, str]) -> str:
     return target if isinstance(target, str) else target["queue"]
 
 
+def _are_routes(value: object) -> bool:
+    if value is None or callable(value):
+        return True
+    targets = cast("Mapping[object, object]", value).values() if isinstance(value, Mapping) else [0]
+    return all(_is_name(cast("Mapping[str, object]", each).get("queue") if isinstance(each, Mapping) else each) for each in targets)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _unknown(names: Sequence[str]) -> ConfigError:
+    from difflib import get_close_matches
+
+    known = [*_SEAMS, *_CHECKS]
+    hints = [f"{name} is {CELERY[name]} here" for name in names if name in CELERY]
+    near = [] if hints else get_close_matches(names[0], known, n=1)
+    meant = f" ({'; '.join(hints)})" if hints else f" (did you mean {near[0]}?)" if near else ""
+    return ConfigError(f"CloudQ has no setting {', '.join(names)}{meant}; it takes {', '.join(known)}")
+
+
+CELERY: Final[Mapping[str, str]] = {
+    "accept_content": "not needed: messages are JSON",
+    "backend": "store=",
+    "base": "middleware or a decorator",
+    "beat_scheduler": "not needed: the cloud's scheduler, or cloudq worker --schedules",
+    "broker_url": "broker=",
+    "imports": "include=",
+    "result_backend": "store=",
+    "result_serializer": "not needed: results are JSON",
+    "retry_kwargs": "max_retries= and default_retry_delay=",
+    "serializer": "not needed: messages are JSON",
+    "soft_time_limit": "timeout=, which raises in the task so that it can clean up",
+    "task_acks_late": "always so",
+    "task_default_queue": "default_queue=",
+    "task_queues": "queues=",
+    "task_serializer": "not needed: messages are JSON",
+    "task_soft_time_limit": "timeout=, which raises in the task so that it can clean up",
+    "task_time_limit": "timeout=",
+    "throws": "Retry(never=…)",
+    "timezone": "a trigger's own: cron(…, tz=…)",
+    "worker_concurrency": "cloudq worker --concurrency",
+}
+"""What Celery's settings and options that have another name are here."""
 _SEAMS: Final = (
     "broker",
     "store",
@@ -117,3 +170,21 @@ _SEAMS: Final = (
     "accept_unsigned",
 )
 _DURATIONS: Final = frozenset({"timeout", "result_expires", "send_timeout", "unknown_task_grace"})
+_SWITCH: Final[Check] = (lambda value: isinstance(value, bool), "True or False")
+_TIME: Final[Check] = (lambda value: value > 0, "a time above 0 s")
+_CHECKS: Final[Mapping[str, Check]] = {
+    "default_queue": (_is_name, "the name of a queue"),
+    "task_routes": (_are_routes, "a mapping from task name or pattern to a queue's name, or a function from name to name"),
+    "retry": (lambda value: value is None or isinstance(value, Retry), "a Retry, as Retry(max_retries=3)"),
+    "timeout": (lambda value: value is None or value > 0, "a time above 0 s, or None for no limit"),
+    "result_expires": _TIME,
+    "track_queued": (lambda value: value is None or isinstance(value, bool), "True, False or None"),
+    "task_always_eager": _SWITCH,
+    "send_timeout": _TIME,
+    "after_commit": (lambda value: value is None or callable(value), "a function that takes a function, as transaction.on_commit"),
+    "crash_cap": (lambda value: type(value) is int and value > 0, "a count of 1 or more"),
+    "unknown_task_grace": (lambda value: value is not None, "a time"),
+    "catch_up": (lambda value: value in ("latest", "all", "none"), '"latest", "all" or "none"'),
+    "dead_letter_suffix": (_is_name, "what names of dead-letter queues end in"),
+    "events": _SWITCH,
+}

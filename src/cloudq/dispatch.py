@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -34,12 +35,14 @@ _LANES = 32
 
 
 class Way(Protocol):
-    """How a caller waits for the sender, the store and the I/O thread."""
+    """How a caller waits for the sender, the store, the timer, the I/O thread and time."""
 
     async def send(self, queue: str, outgoing: Outgoing, id: str) -> None: ...
     async def send_many(self, bulk: Bulk) -> Mapping[int, Exception]: ...
     async def store(self, call: Callable[[Store], Coroutine[Any, Any, T]], why: str = "a result") -> T: ...
     async def run(self, call: Coroutine[Any, Any, T]) -> T: ...
+    async def timer(self, call: Coroutine[Any, Any, T]) -> T: ...
+    async def sleep(self, seconds: float) -> None: ...
 
 
 class Blocking:
@@ -60,6 +63,13 @@ class Blocking:
     async def run(self, call: Coroutine[Any, Any, T]) -> T:
         return self._app.io.run(call)
 
+    async def timer(self, call: Coroutine[Any, Any, T]) -> T:
+        timer = self._app.timer
+        return drive(call) if timer is None or timer.limits.local else self._app.io.run(call, timeout=self._app.conf.send_timeout)
+
+    async def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)  # noqa: ASYNC251  # blocking is its purpose
+
 
 class Awaiting:
     """Waits as a coroutine does, on any loop."""
@@ -78,6 +88,16 @@ class Awaiting:
 
     async def run(self, call: Coroutine[Any, Any, T]) -> T:
         return await self._app.io.arun(call)
+
+    async def timer(self, call: Coroutine[Any, Any, T]) -> T:
+        timer = self._app.timer
+        if timer is None or timer.limits.local:
+            return await call
+        async with asyncio.timeout(self._app.conf.send_timeout):
+            return await self._app.io.arun(call)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -115,17 +135,20 @@ class Dispatch:
         if tracked := self.tracked(bulk, failed):
             try:
                 await way.store(lambda store: self._record_many(store, tracked))
-            except TimeoutError:  # the calls are accepted: that QUEUED cannot be shown must not fail them
-                logger.warning("QUEUED could not be recorded in time for all of %d tasks", len(tracked))
+            except StoreError:  # the calls are accepted: that QUEUED cannot be shown must not fail them
+                logger.warning("QUEUED could not be recorded for all of %d tasks", len(tracked), exc_info=True)
         return self._sent(bulk, failed)
 
     async def signatures(self, way: Way, signatures: Iterable[Signature[Any]]) -> list[AsyncResult[Any]]:
         """Check and send many calls; the results of all, with those that are held back."""
         bulk = calls.prepare_many(self._app, signatures, bare=self._open is None)
-        held = {index for index, each in bulk.whole.items() if self._held_back(calls.prepared_of(self._app, each))}
+        whole = {index: calls.prepared_of(self._app, each) for index, each in bulk.whole.items()}
+        later = {index: each for index, each in whole.items() if each.after_commit}
+        now = {index: each for index, each in whole.items() if index not in later}
+        held = [*(later if self._held_back(*later.values()) else ()), *(now if self._held_back(*now.values()) else ())]
         if not held:
             return await self.many(way, bulk)
-        await self.many(way, Bulk(bulk.entry(index) for index in range(len(bulk)) if index not in held))
+        await self.many(way, Bulk(bulk.entry(index) for index in sorted({*range(len(bulk))}.difference(held))))
         return [AsyncResult(id, self._app) for id in bulk.ids]
 
     async def canvas(self, way: Way, canvas: Canvas[Any]) -> AsyncResult[Any]:
@@ -141,6 +164,12 @@ class Dispatch:
         if launch.ended:
             await way.run(follow.arrived(self._app, launch.ended))
         return launches.handle(self._app, canvas, id)
+
+    async def revoke(self, way: Way, id: str, *, terminate: bool) -> None:
+        """Ask that a task does not run any more."""
+        from cloudq import revoking
+
+        await revoking.revoke(self._app, way, id, terminate=terminate)
 
     @contextmanager
     def holding(self) -> Generator[list[Prepared], None, None]:
@@ -188,7 +217,7 @@ class Dispatch:
         if app.store is not None and self._is_tracked(prepared):
             try:
                 await way.store(lambda store: self._record(store, prepared))
-            except (StoreError, TimeoutError):  # the call is accepted: that QUEUED cannot be shown must not fail it
+            except StoreError:  # the call is accepted: that QUEUED cannot be shown must not fail it
                 logger.warning("task %s: QUEUED could not be recorded", prepared.id, exc_info=True)
         if app.hooks.after_send:
             call_quietly(app.hooks.after_send, calls.message_of(prepared), prepared.queue)
@@ -201,12 +230,15 @@ class Dispatch:
         key = task.call_key(message.args, message.kwargs)
         # No longer than its document is kept, without which nobody would know that it has ended.
         lasts = min(unique, self._app.conf.result_expires) + prepared.outgoing.delay
-        waits = await way.store(lambda store: idempotency.reserve(store, name, key, id, ttl=lasts), f"unique= of the task {name!r}")
+        now, sending = self._app.clock.time(), 2 * self._app.conf.send_timeout
+        waits = await way.store(
+            lambda store: idempotency.reserve(store, name, key, id, now=now, sending=sending, ttl=lasts), f"unique= of the task {name!r}"
+        )
         if waits is None:
             try:
                 await self._send(way, prepared)
             except BaseException:
-                with suppress(StoreError, TimeoutError):  # then it expires
+                with suppress(StoreError):  # then it expires
                     await way.store(lambda store: idempotency.release(store, name, key, id))
                 raise
         return waits or id
@@ -236,6 +268,8 @@ class Dispatch:
     def _is_tracked(self, prepared: Prepared) -> bool:
         if prepared.outgoing.delay and calls.is_waited_for(self._app, prepared):
             return True
+        if prepared.task is not None and prepared.task.settings.unique is not None:
+            return True  # by which later calls know that it waits
         ignored = prepared.task is not None and prepared.task.settings.ignore_result
         return self._tracks_queued and not ignored and not (prepared.message is not None and prepared.message.ignore_result)
 
@@ -261,10 +295,7 @@ class Dispatch:
             for each in part:
                 await self._record(store, each)
 
-        try:
-            if store.limits.local:
-                await some(prepared)
-            else:
-                await asyncio.gather(*(some(prepared[lane::_LANES]) for lane in range(_LANES)))
-        except StoreError:
-            logger.warning("QUEUED could not be recorded for all of %d tasks", len(prepared), exc_info=True)
+        if store.limits.local:
+            await some(prepared)
+        else:
+            await asyncio.gather(*(some(prepared[lane::_LANES]) for lane in range(_LANES)))

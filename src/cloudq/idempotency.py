@@ -24,9 +24,12 @@ LONGEST_RUN: Final = 86_400.0
 # One run a key
 
 
-async def claim(store: Store, message: Message, key: str, *, now: float, window: float, ttl: float) -> Later | Dropped | None:
+async def claim(
+    store: Store, message: Message, key: str, *, now: float, window: float, ttl: float, deferrals: int = 0
+) -> Later | Dropped | None:
     """Take the key for a task whose own claim is held already; ``None`` where it has it, else why it must not run.
 
+    ``deferrals``: how often it has waited for it; it waits longer each time.
     The key is written also by who has it already: so whoever would take it over, having read of a run that was over, is refused.
     """
     where = place("key", message.task, key)
@@ -39,21 +42,22 @@ async def claim(store: Store, message: Message, key: str, *, now: float, window:
             if found is None:
                 expect = MISSING
                 continue
-            if found.value["task"] != message.id and (refusal := await _refusal(store, found, message, now, window)) is not None:
-                return refusal
+            if found.value["task"] != message.id and (refusal := await _refusal(store, found, now, window)) is not None:
+                return Later(growing_pause(deferrals), refusal) if isinstance(refusal, str) else refusal
             expect = found.version
         else:
             return None
 
 
-async def _refusal(store: Store, found: Document, message: Message, now: float, window: float) -> Later | Dropped | None:
+async def _refusal(store: Store, found: Document, now: float, window: float) -> str | Dropped | None:
+    """Why the key cannot be had: for now, in words, or for good."""
     id: str = found.value["task"]
     first = await store.get(records.KIND, id)
     if first is None:
         return None
     value = first.value
     if records.is_held(value, now):
-        return Later(growing_pause(message.deferrals), f"task {id} runs with the same idempotency key")
+        return f"task {id} runs with the same idempotency key"
     if value["state"] != states.SUCCESS or value["finished"] + window <= now:
         return None
     if value.get("reason") == records.IGNORED:
@@ -65,13 +69,16 @@ async def _refusal(store: Store, found: Document, message: Message, now: float, 
 # One waiting call
 
 
-async def reserve(store: Store, task: str, key: str, id: str, *, ttl: float) -> str | None:
-    """Note that the call ``id`` is about to wait; returns the id of the one that waits already, which it shall be instead."""
+async def reserve(store: Store, task: str, key: str, id: str, *, now: float, sending: float, ttl: float) -> str | None:
+    """Note that the call ``id`` is about to wait; returns the id of the one that waits already, which it shall be instead.
+
+    For ``sending`` seconds that is taken on trust. Then it waits if its QUEUED was recorded: a caller may have died before it was sent.
+    """
     where = place("unique", task, key)
     expect: Any = MISSING
     while True:
         try:
-            await store.put(KIND, where, {"task": id}, expect=expect, ttl=ttl)
+            await store.put(KIND, where, {"task": id, "until": round(now + sending, 3)}, expect=expect, ttl=ttl)
         except Conflict as conflict:
             found = conflict.current
             if found is None:
@@ -80,7 +87,7 @@ async def reserve(store: Store, task: str, key: str, id: str, *, ttl: float) -> 
             holder: str | None = found.value["task"]
             if holder is not None and holder != id:
                 known = await store.get(records.KIND, holder)
-                if known is None or _waits(known.value):
+                if found.value.get("until", now) >= now if known is None else _waits(known.value):
                     return holder
             expect = found.version
         else:

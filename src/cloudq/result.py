@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
+import math
 import time
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from cloudq import records, states
 from cloudq.errors import ResultTimeout, TaskExpired, TaskFailed, TaskRevoked
+from cloudq.io import drive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from cloudq.app import CloudQ
+    from cloudq.dispatch import Way
     from cloudq.store import Store, Value
+
+PART: Final = 100
+"""Members of a group that ``get`` reads at a look."""
+ALL_EVERY: Final = 15.0
+"""Seconds between looks of ``get`` at all members of a larger group."""
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -53,30 +60,23 @@ class AsyncResult(Generic[R_co]):
         ``timeout`` in seconds. Raises ResultTimeout; TaskFailed (or its kinds TaskRevoked, TaskExpired) when the task
         ended otherwise, unless ``propagate`` is false: then it returns that error.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        for pause in _pauses():
-            document = self._read()
-            if document is not None and self._is_over(document, propagate):
-                return self._outcome(document, propagate)
-            if deadline is not None:
-                pause = min(pause, deadline - time.monotonic())
-                if pause <= 0:
-                    raise self._late(timeout, document)
-            time.sleep(pause)
-        raise AssertionError("pauses never end")
+        return drive(self._wait(self._app.dispatch.blocking, timeout, propagate))
 
     async def aget(self, timeout: float | None = None, *, propagate: bool = True) -> R_co:
         """``get`` for a coroutine."""
+        return await self._wait(self._app.dispatch.awaiting, timeout, propagate)
+
+    async def _wait(self, way: Way, timeout: float | None, propagate: bool) -> R_co:
         deadline = None if timeout is None else time.monotonic() + timeout
         for pause in _pauses():
-            document = await self._aread()
+            document = await self._glance(way)
             if document is not None and self._is_over(document, propagate):
                 return self._outcome(document, propagate)
             if deadline is not None:
                 pause = min(pause, deadline - time.monotonic())
                 if pause <= 0:
                     raise self._late(timeout, document)
-            await asyncio.sleep(pause)
+            await way.sleep(pause)
         raise AssertionError("pauses never end")
 
     # ------------------------------------------------------------------ looking
@@ -84,13 +84,19 @@ class AsyncResult(Generic[R_co]):
     @property
     def state(self) -> str:
         """The state now: PENDING where nothing is known; see ``cloudq.states``. Tasks can set others by ``update_state``."""
-        document = self._read()
+        return self._shown(self._read())
+
+    status = state
+
+    async def astate(self) -> str:
+        """``state`` for a coroutine."""
+        return self._shown(await self.arecord())
+
+    def _shown(self, document: Value | None) -> str:
         if document is None:
             return states.PENDING
         shown = records.shown(document)
         return shown if shown == states.REVOKING else cast("str", document.get("progress", shown))
-
-    status = state
 
     @property
     def info(self) -> Any:
@@ -117,9 +123,18 @@ class AsyncResult(Generic[R_co]):
         """All that the store holds of the task: state, attempt, times (Unix, seconds), queue, error, progress."""
         return self._read()
 
+    async def arecord(self) -> Value | None:
+        """``record`` for a coroutine."""
+        return await self._fetch(self._app.dispatch.awaiting)
+
     def ready(self) -> bool:
         """Whether it has ended, however."""
         return self._state() in states.TERMINAL
+
+    async def aready(self) -> bool:
+        """``ready`` for a coroutine."""
+        document = await self.arecord()
+        return document is not None and self._is_over(document, propagate=False)
 
     def successful(self) -> bool:
         """Whether it ended with a value."""
@@ -138,12 +153,19 @@ class AsyncResult(Generic[R_co]):
         sync one an exception is raised that ``except Exception`` lets pass; with ``terminate=False`` it goes on. Until it has ended its
         state is REVOKING. On the result of a chain, group or chord it cancels the whole: no step of it starts any more.
         """
-        self._app.revoke(self.id, terminate=terminate)
+        drive(self._revoke(self._app.dispatch.blocking, terminate))
+
+    async def arevoke(self, *, terminate: bool = True) -> None:
+        """``revoke`` for a coroutine."""
+        await self._revoke(self._app.dispatch.awaiting, terminate)
+
+    async def _revoke(self, way: Way, terminate: bool) -> None:
+        revoke = self._app.dispatch.revoke
+        await revoke(way, self.id, terminate=terminate)
         if begun := self._begun_with():  # what of it waits in the timer is taken out
-            documents = self._app.use_store(lambda store: _documents(store, begun))
-            for id, document in documents.items():
+            for id, document in (await way.store(lambda store: _documents(store, begun))).items():
                 if document is not None and "waits" in document and document["state"] not in states.TERMINAL:
-                    self._app.revoke(id, terminate=terminate)
+                    await revoke(way, id, terminate=terminate)
 
     def _begun_with(self) -> list[str]:
         """The ids of the calls that begin it, where these are not itself."""
@@ -167,10 +189,14 @@ class AsyncResult(Generic[R_co]):
         return states.PENDING if document is None else cast("str", document["state"])
 
     def _read(self) -> Value | None:
-        return self._final or self._kept(self._app.use_store(self._look))
+        return drive(self._fetch(self._app.dispatch.blocking))
 
-    async def _aread(self) -> Value | None:
-        return self._final or self._kept(await self._app.ause_store(self._look))
+    async def _fetch(self, way: Way) -> Value | None:
+        return self._final or self._kept(await way.store(self._look))
+
+    async def _glance(self, way: Way) -> Value | None:
+        """What tells ``get`` whether to go on waiting."""
+        return await self._fetch(way)
 
     async def _look(self, store: Store) -> Value | None:
         found = await store.get(records.KIND, self.id)
@@ -185,7 +211,7 @@ class AsyncResult(Generic[R_co]):
 
     def _kept(self, document: Value | None) -> Value | None:
         if document is not None and document["state"] in states.TERMINAL:
-            self._final = document  # it will not change any more
+            self._final = document  # which a redrive alone changes, and then a new handle tells of it
         return document
 
     def _outcome(self, document: Value, propagate: bool) -> R_co:
@@ -220,15 +246,16 @@ class GroupResult(AsyncResult[list[R]]):
     ``get`` raises as soon as a member has failed. With ``propagate=False`` it waits for all, and errors stand in the list in their places.
     """
 
-    __slots__ = ("_began", "children")
+    __slots__ = ("_began", "_looked_at", "children")
 
     def __init__(self, id: str, app: CloudQ, children: Sequence[AsyncResult[R]], *, parent: AsyncResult[Any] | None = None) -> None:
         super().__init__(id, app, parent=parent)
         self._began = False
+        self._looked_at = -math.inf
         self.children: Sequence[AsyncResult[R]] = children
+        """The members' results, in order; a member that is a group has a GroupResult."""
         for child in children:
             child._whole = self
-        """The members' results, in order; a member that is a group has a GroupResult."""
 
     def __repr__(self) -> str:
         return f"<GroupResult {self.id}: {len(self.children)}>"
@@ -273,23 +300,29 @@ class GroupResult(AsyncResult[list[R]]):
 
     # ------------------------------------------------------------------
 
-    def _read(self) -> Value | None:
-        if self._final is None and (ids := self._open()):
-            return self._merged(self._app.use_store(lambda store: _documents(store, ids)))
-        return self._merged({})
+    async def _fetch(self, way: Way) -> Value | None:
+        return await self._fetch_some(way, self._open())
 
-    async def _aread(self) -> Value | None:
-        if self._final is None and (ids := self._open()):
-            return self._merged(await self._app.ause_store(lambda store: _documents(store, ids)))
-        return self._merged({})
+    async def _fetch_some(self, way: Way, ids: Sequence[str]) -> Value:
+        return self._merged(await way.store(lambda store: _documents(store, ids)) if ids else {})
 
-    def _open(self) -> list[str]:
-        """The ids of whose end nothing is known yet, its own among them: it is there where the group was never begun."""
+    async def _glance(self, way: Way) -> Value | None:
+        """The first open members tell it, one after another of a large group's parts; all are read now and then, for failures."""
+        while len(members := self._open(own=False)) > PART and time.monotonic() - self._looked_at < ALL_EVERY:
+            merged = await self._fetch_some(way, part := members[:PART])
+            if set(part) & set(self._open(own=False)[:PART]):
+                return merged
+        found = await self._fetch(way)
+        self._looked_at = time.monotonic()
+        return found
+
+    def _open(self, *, own: bool = True) -> list[str]:
+        """The ids of whose end nothing is known yet; with ``own`` its own too: it is there where the group was never begun."""
         if self._final is not None or not self.children:
             return []
-        ids = self._lineage()
+        ids = self._lineage() if own else []
         for child in self.children:
-            ids.extend(child._open() if isinstance(child, GroupResult) else [] if child._final is not None else [child.id])
+            ids.extend(child._open(own=own) if isinstance(child, GroupResult) else [] if child._final is not None else [child.id])
         return ids
 
     def _lineage(self) -> list[str]:
@@ -346,16 +379,13 @@ class EagerGroupResult(GroupResult[R]):
 
     __slots__ = ()
 
-    def revoke(self, *, terminate: bool = True) -> None:
+    async def _revoke(self, way: Way, terminate: bool) -> None:
         """It has run already: nothing to do."""
 
     def forget(self) -> None:
         """Nothing is stored."""
 
-    def _read(self) -> Value | None:
-        return self._merged({})
-
-    async def _aread(self) -> Value | None:
+    async def _fetch(self, way: Way) -> Value | None:
         return self._merged({})
 
 
@@ -368,7 +398,7 @@ class EagerResult(AsyncResult[R_co]):
         super().__init__(id, app)
         self._final = document
 
-    def revoke(self, *, terminate: bool = True) -> None:
+    async def _revoke(self, way: Way, terminate: bool) -> None:
         """It has run already: nothing to do."""
 
     def forget(self) -> None:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypedDict, TypeVar, Unpack, cast
 
 from cloudq.durations import Duration
-from cloudq.errors import NotBound
+from cloudq.errors import ArgumentsError, NotBound
 
 if TYPE_CHECKING:
     from cloudq.app import CloudQ
@@ -48,6 +48,13 @@ class CallOptions(TypedDict, total=False):
 
 
 NO_OPTIONS: Final = CallOptions()
+
+
+def refuse_unknown(options: CallOptions, task: str) -> None:
+    """Raise ArgumentsError for options that calls do not have."""
+    if unknown := sorted(options.keys() - CallOptions.__annotations__.keys()):
+        hint = " (priorities are queues here: send to a queue that workers give more weight)" if "priority" in unknown else ""
+        raise ArgumentsError(f"task {task!r}: unknown call option {', '.join(unknown)}{hint}", task=task)
 
 
 class Canvas(Generic[R_co]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -26,11 +27,12 @@ from typing import (
     overload,
 )
 
+from cloudq.config import CELERY
 from cloudq.durations import Duration, seconds
 from cloudq.errors import ArgumentsError, ConfigError, NotBound, RetryRequested, StoreRequired
 from cloudq.request import Request, current
 from cloudq.retry import NO_RETRY, Retry
-from cloudq.signature import CallOptions, Signature
+from cloudq.signature import CallOptions, Signature, refuse_unknown
 from cloudq.values import ArgumentCodec, dumps
 
 if TYPE_CHECKING:
@@ -111,7 +113,11 @@ class Settings(NamedTuple):
         """Check the options of ``@task``; raises ConfigError that names the task."""
         known = TaskOptions.__annotations__.keys()
         if unknown := sorted(options.keys() - known):
-            raise ConfigError(f"task {name!r} has no option {', '.join(unknown)}; it takes {', '.join(known)}")
+            hints = [f"{each} is {CELERY[each]} here" for each in unknown if each in CELERY]
+            hint = f" ({'; '.join(hints)})" if hints else ""
+            raise ConfigError(f"task {name!r} has no option {', '.join(unknown)}{hint}; it takes {', '.join(known)}")
+        if "queue" in options and not (isinstance(cast("object", options["queue"]), str) and options["queue"]):
+            raise ConfigError(f"task {name!r}: queue= takes a queue's name, not {options['queue']!r}")
         if options.get("acks_late", True) is not True:
             raise ConfigError(f"task {name!r}: cloudq always acknowledges after the outcome is durable; take acks_late out")
         if "timeout" in options and "time_limit" in options:
@@ -349,11 +355,15 @@ class Task(Generic[P, R]):
     def update_state(self, state: str | None = None, meta: Any = None) -> None:
         """Record progress of the present run for ``result.info``: a state of your own (``"PROGRESS"``) and JSON values.
 
-        Raises StoreRequired where the app has no store. In an eager call, and where the claim is lost meanwhile, it does nothing.
+        Raises StoreRequired where the app has no store, ArgumentsError where ``meta`` is no JSON. In an eager call, and where the claim is
+        lost meanwhile, it does nothing.
         """
         request = self.request
         if request.report is not None:
-            request.report(state or "PROGRESS", meta)
+            try:
+                request.report(state or "PROGRESS", json.loads(dumps(meta)))  # as it is now
+            except (ValueError, TypeError, RecursionError) as error:
+                raise ArgumentsError(f"update_state of {self.name!r}: meta takes plain JSON values: {error}", task=self.name) from error
         elif not request.is_eager:
             raise StoreRequired(f"update_state of {self.name!r} needs a store; set CloudQ(store=…) or CLOUDQ_STORE")
 
@@ -412,6 +422,7 @@ class Call(Generic[P, R]):
     __slots__ = ("_options", "_task")
 
     def __init__(self, task: Task[P, R], options: CallOptions) -> None:
+        refuse_unknown(options, task.name)
         self._task = task
         self._options = options
 

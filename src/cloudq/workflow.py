@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack, cast, overload
 
 from cloudq.errors import ArgumentsError
@@ -162,10 +163,13 @@ class Group(Canvas[list[R]]):
 class _Nobody:
     """Stands in for the app of a group without members, which no app need send: its result is the empty list."""
 
+    dispatch = SimpleNamespace(blocking=None, awaiting=None)
+    """A result waits in one of these ways; this one never waits."""
+
     def send_canvas(self, canvas: Canvas[Any]) -> GroupResult[Any]:
         from cloudq.result import EagerGroupResult
 
-        return EagerGroupResult(canvas.options.get("task_id") or new_id(), cast("CloudQ", None), [])
+        return EagerGroupResult(canvas.options.get("task_id") or new_id(), cast("CloudQ", self), [])
 
     async def asend_canvas(self, canvas: Canvas[Any]) -> GroupResult[Any]:
         return self.send_canvas(canvas)

@@ -341,6 +341,17 @@ def test_after_commit_holds_back_also_within_send_many() -> None:
     assert [body["args"][0] for body in _bodies(app)] == [1]
 
 
+def test_many_calls_after_a_commit_are_sent_together() -> None:
+    hooks: list[Callable[[], None]] = []
+    app = _app(after_commit=hooks.append)
+    add = _add(app)
+    app.send_many(add.s(n, n).set(after_commit=True) for n in range(20))
+    assert len(hooks) == 1
+    assert _bodies(app) == []
+    hooks[0]()
+    assert [body["args"][0] for body in _bodies(app)] == [*range(20)]
+
+
 def test_after_commit_without_its_hook_says_what_to_set() -> None:
     with pytest.raises(ConfigError, match="on_commit"):
         _add(_app()).delay_on_commit(1, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 import time
 from collections import Counter
@@ -305,12 +306,12 @@ def test_sixteen_workers_that_hammer_one_key_run_it_once(kind: str, tmp_path: Pa
     try:
         for worker in workers:
             worker.start()
-        assert [result.get(timeout=30) for result in results] == [1] * len(results)
+        assert [result.get(timeout=60) for result in results] == [1] * len(results)
     finally:
         for worker in workers:
             worker.stop(hurry=True)
         for worker in workers:
-            worker.join(20)
+            worker.join(60)
         for app in apps:
             app.close()
     assert runs == {"a": 1, "b": 1}
@@ -367,6 +368,26 @@ def test_it_is_freed_by_a_failed_send(unique: World) -> None:
         asyncio.run(again())
     unique.ship.delay(Order(7))
     assert unique.ready() == 1
+
+
+def test_a_caller_that_died_as_it_sent_holds_the_place_for_a_minute_only(unique: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: object) -> None:
+        sys.exit()
+
+    with monkeypatch.context() as dying:
+        dying.setattr(type(unique.app.sender), "send", die)
+        dying.setattr(idempotency, "release", _never)
+        with pytest.raises(SystemExit):
+            unique.ship.delay(Order(7))
+    dead = unique.ship.delay(Order(7))
+    assert unique.ready() == 0
+    unique.clock.advance(61)
+    assert unique.ship.delay(Order(7)) != dead
+    assert unique.ready() == 1
+
+
+async def _never(*_: object) -> None:
+    """What a process that was killed does."""
 
 
 def test_it_expires(unique: World) -> None:

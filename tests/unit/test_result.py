@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from cloudq import CloudQ, TaskExpired, TaskFailed, TaskRevoked, records, states
+from cloudq import result as results
 from cloudq.errors import ResultTimeout
 from cloudq.io import drive
 from cloudq.memory import MemoryBroker, MemoryStore
+from cloudq.result import PART, GroupResult
+from cloudq.store import Document
 
 
 @pytest.fixture
@@ -73,7 +76,7 @@ def test_nothing_known_is_pending_and_a_wait_for_it_ends_in_time(app: CloudQ) ->
 def test_a_wait_ends_when_the_result_arrives(app: CloudQ) -> None:
     timer = threading.Timer(0.05, lambda: _put(app, "x", state=states.SUCCESS, value="2"))
     timer.start()
-    assert app.result("x").get(timeout=5) == Decimal(2)
+    assert app.result("x").get(timeout=30) == Decimal(2)
 
 
 def test_progress_is_shown_while_it_runs(app: CloudQ) -> None:
@@ -106,3 +109,48 @@ def test_forget_and_revoke_reach_the_store(app: CloudQ) -> None:
 def test_results_are_the_same_by_their_id(app: CloudQ) -> None:
     assert app.result("x") == app.result("x")
     assert len({app.result("x"), app.result("x"), app.result("y")}) == 2
+
+
+def test_what_can_be_asked_can_be_awaited(app: CloudQ) -> None:
+    _put(app, "x", state=states.STARTED, progress="HALF", until=9e12)
+
+    async def ask() -> None:
+        result = app.result("x")
+        assert (await result.astate(), await result.aready(), (await result.arecord() or {})["state"]) == ("HALF", False, states.STARTED)
+        await result.arevoke()
+        assert await app.result("x").astate() == states.REVOKING
+        await app.arevoke("y")
+        assert (await app.result("y").arecord() or {})["revoked"]
+
+    asyncio.run(ask())
+    assert app.result("x").state == states.REVOKING
+
+
+def test_of_a_large_group_that_nobody_works_off_only_a_part_is_read_at_each_look(app: CloudQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, read, of = app.required_store(), list[int](), 10 * PART
+    get_many = store.get_many
+
+    async def counted(kind: str, ids: Sequence[str]) -> Sequence[Document | None]:
+        read.append(len(ids))
+        return await get_many(kind, ids)
+
+    monkeypatch.setattr(store, "get_many", counted)
+    whole: GroupResult[Decimal] = GroupResult("g", app, [app.result(f"g{index}") for index in range(of)])
+    with pytest.raises(ResultTimeout):
+        whole.get(timeout=0.2)
+    assert read[0] == of + 1
+    assert set(read[1:]) == {PART}
+    for index in reversed(range(of)):
+        _put(app, f"g{index}", state=states.SUCCESS, value="2")
+    assert whole.get(timeout=0.2) == [Decimal(2)] * of
+    assert sum(read[1:]) <= of + PART * (len(read) - 1)
+
+
+def test_a_failure_outside_of_the_part_is_seen_at_the_next_look_at_all(app: CloudQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "ALL_EVERY", 0.3)
+    whole: GroupResult[Decimal] = GroupResult("g", app, [app.result(f"g{index}") for index in range(3 * PART)])
+    with pytest.raises(ResultTimeout):
+        whole.get(timeout=0)
+    _put(app, f"g{3 * PART - 1}", state=states.FAILURE, error={"type": "ValueError", "detail": "no", "traceback": ""})
+    with pytest.raises(TaskFailed):
+        whole.get(timeout=30)

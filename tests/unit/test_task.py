@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cloudq import CloudQ, Retry, states, task
-from cloudq.errors import ConfigError, StoreRequired
+from cloudq import CloudQ, Retry, Task, states, task
+from cloudq.errors import ArgumentsError, ConfigError, DuplicateTask, StoreRequired
 from cloudq.memory import MemoryBroker
+from cloudq.worker import Worker, WorkerOptions
 
 
 def _app(**settings: Any) -> CloudQ:
@@ -48,7 +50,7 @@ def test_its_name_is_module_and_qualified_name() -> None:
 def test_a_script_names_its_tasks_as_a_worker_would_import_them(tmp_path: Path, by_module: bool) -> None:
     (tmp_path / "jobs.py").write_text("from cloudq import task\n@task\ndef go(): pass\nprint(go.name)\n")
     command = ["-m", "jobs"] if by_module else [str(tmp_path / "jobs.py")]
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=tmp_path, timeout=30)
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=tmp_path, timeout=100)
     assert done.stdout == "jobs.go\n", done.stderr
 
 
@@ -193,3 +195,55 @@ def test_signatures_and_calls_are_values() -> None:
 def test_a_retry_that_is_none_is_refused_where_it_is_written(wrong: Any) -> None:
     with pytest.raises(ConfigError, match=r"write retry=Retry\(max_retries=3\)"):
         CloudQ("x", broker="memory://").task(retry=wrong)(print)
+
+
+def test_an_option_of_celerys_is_told_its_name_here() -> None:
+    with pytest.raises(ConfigError, match=r"has no option soft_time_limit \(soft_time_limit is timeout="):
+        CloudQ("shop").task(soft_time_limit=5)(lambda: None)  # type: ignore[call-overload]
+
+
+def test_a_queue_is_a_name() -> None:
+    with pytest.raises(ConfigError, match="takes a queue's name, not 5"):
+        CloudQ("shop").task(queue=5)(lambda: None)  # type: ignore[call-overload]
+
+
+def test_options_of_a_call_are_checked_when_they_are_given() -> None:
+    add = CloudQ("shop").task(lambda: None)
+    with pytest.raises(ArgumentsError, match="unknown call option delai"):
+        add.options(delai=5)  # type: ignore[call-arg]
+    with pytest.raises(ArgumentsError, match="timeout and time_limit are the same"):
+        add.options(timeout=5, time_limit=9).delay()
+
+
+def test_two_functions_that_another_one_made_are_two_tasks() -> None:
+    app = CloudQ("shop")
+
+    def made(part: str) -> Callable[[], str]:
+        def build() -> str:
+            return part
+
+        return build
+
+    app.task(made("bolt"))
+    app.task(made("bolt"))
+    with pytest.raises(DuplicateTask, match="give one a name="):
+        app.task(made("nut"))
+
+
+def test_progress_that_is_no_json_is_refused_where_it_is_said_and_kept_as_it_was() -> None:
+    app, seen = CloudQ("shop", broker="memory://", store="memory://"), list[object]()
+
+    @app.task(bind=True)
+    def work(self: Task[..., Any]) -> str:
+        done = [1]
+        self.update_state(meta=done)
+        done.append(2)
+        with pytest.raises(ArgumentsError, match="meta takes plain JSON values"):
+            self.update_state(meta={"at": object()})
+        seen.append("refused")
+        return "done"
+
+    result = work.delay()
+    Worker(app, WorkerOptions(drain=True)).run()
+    assert (result.get(timeout=20), seen) == ("done", ["refused"])
+    app.close()

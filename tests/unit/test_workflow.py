@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cloudq import Chain, CloudQ, Group, GroupResult, Ignore, Retry, TaskFailed, TaskRevoked, chain, chord, group, states
+from cloudq import Chain, CloudQ, Group, GroupResult, Ignore, Retry, Task, TaskFailed, TaskRevoked, chain, chord, group, states
 from cloudq.errors import ArgumentsError, BatchSendError, NotBound, StoreRequired
 from cloudq.io import drive
 from cloudq.letters import ALL, redrive
@@ -72,7 +72,7 @@ class Shop:
     def drain(self) -> None:
         worker = Worker(self.app, WorkerOptions(drain=True, wait=0.1))
         worker.start()
-        worker.join(30)
+        worker.join(90)
 
 
 @pytest.fixture
@@ -318,9 +318,9 @@ def test_a_broker_that_lies_changes_no_result() -> None:
         results = [(group(shop.add.s(i, i) for i in range(12)) | shop.tsum.s() | shop.add.s(1)).delay() for _ in range(10)]
         worker = Worker(shop.app, WorkerOptions(wait=0.1))
         worker.start()
-        assert [result.get(timeout=30) for result in results] == [133] * 10
+        assert [result.get(timeout=60) for result in results] == [133] * 10
         worker.stop()
-        worker.join(20)
+        worker.join(60)
         shop.app.close()
 
 
@@ -343,3 +343,18 @@ def _peek(shop: Shop) -> list[str]:
 
 def _redrive_all(shop: Shop) -> None:
     shop.app.io.run(redrive(shop.app, "default-dlq", ALL))
+
+
+def test_headers_go_on_with_what_follows_but_where_it_has_its_own() -> None:
+    app, seen = CloudQ("shop", broker="memory://", store="memory://"), dict[str, object]()
+
+    @app.task(bind=True, name="note")
+    def note(self: Task[..., Any], name: str) -> None:
+        seen[name] = dict(self.request.headers)
+
+    first = note.si("a").set(headers={"trace": "t1"}).link(note.si("e"))
+    canvas = first | group(note.si("b"), note.si("c").set(headers={"own": 1}))
+    canvas.delay()
+    Worker(app, WorkerOptions(drain=True)).run()
+    assert seen == {"a": {"trace": "t1"}, "b": {"trace": "t1"}, "c": {"own": 1}, "e": {"trace": "t1"}}
+    app.close()
