@@ -145,10 +145,10 @@ class Dispatch:
         whole = {index: calls.prepared_of(self._app, each) for index, each in bulk.whole.items()}
         later = {index: each for index, each in whole.items() if each.after_commit}
         now = {index: each for index, each in whole.items() if index not in later}
-        held = [*(later if self._held_back(*later.values()) else ()), *(now if self._held_back(*now.values()) else ())]
+        held = {index for part in (later, now) if self._held_back(*part.values()) for index in part}
         if not held:
             return await self.many(way, bulk)
-        await self.many(way, Bulk(bulk.entry(index) for index in sorted({*range(len(bulk))}.difference(held))))
+        await self.many(way, Bulk(bulk.entry(index) for index in range(len(bulk)) if index not in held))
         return [AsyncResult(id, self._app) for id in bulk.ids]
 
     async def canvas(self, way: Way, canvas: Canvas[Any]) -> AsyncResult[Any]:
