@@ -38,6 +38,9 @@ _FOREIGN = (
 
 PROJECT = "cloudq-test"
 
+_KEEPERS: list[subprocess.Popen[bytes]] = []
+"""Those that outlive this process's use of their servers: collected while they run, they would be a warning."""
+
 _JVM = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 """A server for tests starts often, shares two cores, and lives for minutes."""
 
@@ -107,18 +110,18 @@ class PubSubServer(Emulator):
 
     def bodies(self, name: str) -> list[str]:
         """What can be received from the queue now, acked."""
-        from google.api_core.exceptions import DeadlineExceeded
-
         subscription, found = self.subscription(name), list[str]()
-        while True:
-            try:
-                received = self.subscriber.pull(subscription=subscription, max_messages=1000, timeout=1.0, retry=None).received_messages
-            except DeadlineExceeded:
-                return found
-            if not received:
-                return found
+        while received := self.pull_now(subscription, 1000):
             found += [each.message.data.decode() for each in received]
             self.subscriber.acknowledge(subscription=subscription, ack_ids=[each.ack_id for each in received])
+        return found
+
+    def pull_now(self, subscription: str, most: int) -> list[Any]:
+        """What can be received from a subscription now; a pull that waits could be given up with its answer on the way."""
+        from google.pubsub_v1 import types
+
+        request = types.PullRequest(subscription=subscription, max_messages=most, return_immediately=True)
+        return list(self.subscriber.transport.pull(request, timeout=60).received_messages)
 
     def topic(self, name: str) -> str:
         """The full name of a topic."""
@@ -172,7 +175,7 @@ class StorageServer(Emulator):
     def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
         kind = "application/octet-stream" if path.startswith("/upload/") else "application/json"  # a JSON upload it takes for a request
         request = urllib.request.Request(self.address + path, body, {"Content-Type": kind}, method=method)
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             found: bytes = answer.read()
             return found
 
@@ -219,8 +222,10 @@ def shared(name: str, command: Sequence[str], tmp_path_factory: pytest.TempPathF
             pytest.fail(f"{name} did not start; it wrote:\n{(folder / 'log').read_text(errors='replace')[-2000:]}")
         yield ready.read_text().removeprefix("http://").removesuffix(health)
     if keeper is not None:
-        with suppress(subprocess.TimeoutExpired):  # others may go on for long; then it ends by itself when they let go
-            keeper.wait(60)
+        try:
+            keeper.wait(10)
+        except subprocess.TimeoutExpired:  # others go on, perhaps for long: it ends by itself when they let go
+            _KEEPERS.append(keeper)
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,7 @@ class _Handlers(grpc.GenericRpcHandler):
             if answered is not None:
                 return answered
             try:
-                return bytes(self._emulator.unary_unary(path)(body, timeout=20))
+                return bytes(self._emulator.unary_unary(path)(body, timeout=60))
             except grpc.RpcError as error:
                 status: Any = error
                 context.abort(status.code(), status.details())

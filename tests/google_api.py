@@ -272,7 +272,7 @@ class GoogleAPI:
         assert parts.hostname == "pubsub.googleapis.com", f"{url} is none of Pub/Sub's"
         request = urllib.request.Request(f"http://{self.pubsub}{parts.path}", body, headers, method="POST")
         try:
-            with urllib.request.urlopen(request, timeout=10):
+            with urllib.request.urlopen(request, timeout=60):
                 self.fired.append(name)
                 return True
         except urllib.error.HTTPError as error:

@@ -25,11 +25,13 @@ _FORK: Final = 3.0
 """Seconds that a fork waits for open connections to close."""
 _HELD: Final = PASSING - {"CANCELLED", "DEADLINE_EXCEEDED"}
 
-# Google's own options, and a connection that is tried again after 5 s at most (gRPC's default backs off to 2 min).
+# Google's own options. A connection that is gone without a word is given up when what was sent has not been confirmed for 3 s (gRPC sets
+# TCP_USER_TIMEOUT so; its default of 20 s is longer than requests are repeated), and tried again after 5 s at most (its default: 2 min).
 _OPTIONS: Final[Sequence[tuple[str, int]]] = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5_000),
 )

@@ -42,6 +42,9 @@ def cloud_event(app: CloudQ, *, queues: Mapping[str, str] | None = None, timeout
     deployed with retries (``--retry``): else Eventarc drops what fails. Who may send events is IAM's to say (run.invoker).
     ``queues`` names queues by topic (its plain name), where the broker's naming rule does not. ``timeout`` is the function's, in seconds
     (``CLOUD_RUN_TIMEOUT_SECONDS`` or 60 unless set): a task that will not have ended by then is given up before.
+
+    SIGTERM is not heard: functions-framework loads the function before its server forks and takes the signals. What then runs is killed
+    with the instance, and its event comes again.
     """
     host = _Host(app, queues or {}, float(os.environ.get("CLOUD_RUN_TIMEOUT_SECONDS") or _TIMEOUT) if timeout is None else timeout)
 

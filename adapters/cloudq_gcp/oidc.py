@@ -105,24 +105,34 @@ class Certificates:
         self._now = now
         self._found: Mapping[str, str] = {}
         self._until = self._next = now()
-        self._fetching = asyncio.Lock()
+        self._refreshing: asyncio.Task[None] | None = None
 
     async def of(self, key: object) -> str | None:
-        """The certificate of a key, in PEM; ``None`` where there is none. Raises Refused (503) while none can be had at all."""
+        """The certificate of a key, in PEM; ``None`` where there is none. Raises Refused (503) while none can be had at all.
+
+        Only who names a key that is not known waits for a fetch.
+        """
         if not isinstance(key, str):
             return None
-        async with self._fetching:
-            now = self._now()
-            if (now >= self._until or key not in self._found) and now >= self._next:
-                try:
-                    self._found, life = await asyncio.to_thread(self._fetch)
-                    self._until, self._next = now + life, now + _AGAIN
-                except (OSError, ValueError) as error:  # what was known goes on
-                    self._next = now + _FAILED
-                    logger.error("the certificates at %s could not be fetched: %s", self._url, error)
+        now = self._now()
+        if self._refreshing is None and now >= self._next and (now >= self._until or key not in self._found):
+            self._refreshing = asyncio.create_task(self._refresh())
+        if self._refreshing is not None and key not in self._found:
+            await asyncio.shield(self._refreshing)
         if not self._found:
             raise Refused(503, "Google's certificates cannot be had")
         return self._found.get(key)
+
+    async def _refresh(self) -> None:
+        try:
+            self._found, life = await asyncio.to_thread(self._fetch)
+            now = self._now()
+            self._until, self._next = now + life, now + _AGAIN
+        except Exception as error:  # whatever comes from there: what was known goes on
+            self._next = self._now() + _FAILED
+            logger.error("the certificates at %s could not be fetched: %s", self._url, error)
+        finally:
+            self._refreshing = None
 
     def _fetch(self) -> tuple[Mapping[str, str], float]:
         import urllib.request  # in a thread, and with ssl and http: it is not what a cold start waits for

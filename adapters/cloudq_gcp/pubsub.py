@@ -47,9 +47,15 @@ _POLL: Final = 1.0
 """Seconds of the shortest pull that waits: what comes while a pull is given up is leased to nobody, so short ones only ask."""
 _EARLY: Final = 1.0
 """Seconds before its deadline that a pull is answered which finds nothing (measured)."""
+_LATE: Final = 2.0
+"""Seconds that a pull's answer may have been on its way: Pub/Sub counts a lease from when it sends that."""
+_KNOWN: Final = 600.0
+"""Seconds after which a subscription's ack deadline is asked for again."""
 _HOLD: Final = 60.0
 _ANSWER: Final = 15.0
 """Seconds that a request with its repetitions may take, beyond the wait that it asks for."""
+_BEAT: Final = 2.0
+"""The same of the shortest that renews a lease."""
 
 _PUBLISHER = Api(package="google.pubsub_v1.services.publisher", name="Publisher")
 _SUBSCRIBER = Api(package="google.pubsub_v1.services.subscriber", name="Subscriber")
@@ -66,8 +72,8 @@ class PubSubBroker:
 
     ``lease`` (whole seconds, 1 to 600) is what a received message is ours for: the subscription's own ack deadline where that is the
     same (then it costs no request), else set when messages have been received. ``wait`` is the longest pull, by default 20 s and no more
-    than half the lease, because a lease is counted from before its pull began. ``hold`` is how long a worker may hold a message that is
-    not due, as Pub/Sub has no delays; 0 where queues are pushed: then every delay is the timer's.
+    than half the lease, so that even an answer that was long on its way brings no lease that is over. ``hold`` is how long a worker may
+    hold a message that is not due, as Pub/Sub has no delays; 0 where queues are pushed: then every delay is the timer's.
 
     ``claim_checks`` says where bodies lie that Pub/Sub does not take (``bodies=gs://bucket/prefix`` in the URL).
 
@@ -118,7 +124,8 @@ class PubSubBroker:
         self._clock = clock or SystemClock()
         self._client = Client(_PUBLISHER, _SUBSCRIBER, emulator="PUBSUB_EMULATOR_HOST", endpoint=endpoint)
         self._checks = claim_checks
-        self._deadlines: dict[str, int | None] = {}
+        self._deadlines: dict[str, tuple[int | None, float]] = {}
+        """By queue: the ack deadline of its subscription, ``None`` where we may not read it, and until when we believe that."""
 
     @property
     def limits(self) -> Limits:
@@ -146,7 +153,7 @@ class PubSubBroker:
         return answers
 
     async def _publish(self, queue: str, messages: Sequence[Outgoing], entries: Sequence[int], answers: list[SendError | None]) -> None:
-        """Publish some of the messages. Where Pub/Sub refuses a request for one of them, halves are sent one after another, in order."""
+        """Publish some of the messages. Where what Pub/Sub refuses may be one of them, halves are sent one after another, in order."""
         topic = self.naming.topic_of(queue)
 
         def request() -> Any:
@@ -162,12 +169,13 @@ class PubSubBroker:
             with mapped("publish", queue):
                 reply = await self._client.request("Publisher", "publish", request, within=_ANSWER, routed_by="topic")
         except RequestRefused as error:
-            if len(entries) > 1:
+            if len(entries) > 1 and error.code == "INVALID_ARGUMENT":
                 half = len(entries) // 2
                 await self._publish(queue, messages, entries[:half], answers)
                 await self._publish(queue, messages, entries[half:], answers)
-            else:
-                answers[entries[0]] = refused = SendError(str(error), code=error.code)
+                return
+            for index in entries:
+                answers[index] = refused = SendError(str(error), code=error.code)
                 refused.__cause__ = error
             return
         for index in entries[len(reply.message_ids) :]:
@@ -178,7 +186,7 @@ class PubSubBroker:
     async def receive(self, queue: str, *, max_messages: int, wait: float) -> Sequence[Delivery]:
         subscription, most = self.naming.subscription_of(queue), min(max_messages, _BATCH)
         deadline = await self._deadline(queue)
-        started = self._clock.time()  # before the request: the lease ends no earlier than we think
+        started = self._clock.time()
         if wait >= _POLL:
             received = await self._pull(queue, subscription, most, wait=min(wait, self._limits.wait))
         else:
@@ -186,7 +194,8 @@ class PubSubBroker:
             if not received and wait > 0:
                 await asyncio.sleep(wait)
                 received = await self._pull(queue, subscription, most)
-        deliveries = [_delivery(queue, each, started, deadline or _LEAST) for each in received]
+        leased = max(started, self._clock.time() - _LATE)  # no earlier than we think: a pull may have waited longer than a lease is
+        deliveries = [_delivery(queue, each, leased, deadline or _LEAST) for each in received]
         if deliveries and deadline != self._limits.lease:
             deliveries = await self._lease(deliveries)
         return deliveries
@@ -216,19 +225,31 @@ class PubSubBroker:
         except BrokerError as error:
             logger.warning("%d leases stay as short as their subscription's ack deadline: %s", len(deliveries), error)
             return deliveries
+        lost = [answer for answer in answers if isinstance(answer, LeaseLost)]
+        if lost:
+            logger.warning("%d messages are left to be delivered again: their leases were over as they came: %s", len(lost), lost[0])
         return [delivery for delivery, answer in zip(deliveries, answers, strict=True) if not isinstance(answer, LeaseLost)]
 
     async def _deadline(self, queue: str) -> int | None:
-        """The ack deadline of a queue's subscription, in seconds, which is asked for once; ``None`` where we may not know."""
-        if queue not in self._deadlines:
-            try:
-                found = await self._look(queue)
-            except AccessDenied:
-                self._deadlines[queue] = None
-            else:
-                if not found.dead_letter_policy.dead_letter_topic:
-                    logger.info("%s has no dead-letter policy, so Pub/Sub does not count deliveries: crash loops go unseen", found.name)
-        return self._deadlines[queue]
+        """The ack deadline of a queue's subscription, in seconds, which is asked for now and then; ``None`` where we may not know."""
+        now, (known, until) = self._clock.time(), self._deadlines.get(queue, (None, 0.0))
+        if now < until:
+            return known
+        if until:
+            self._deadlines[queue] = (known, now + _KNOWN)  # one asks for all
+        try:
+            found = await self._look(queue)
+        except AccessDenied as error:
+            self._deadlines[queue] = (None, now + _KNOWN)
+            if not until:
+                logger.info("leases are set at each receive, as nobody says what they are: %s", error)
+        except BrokerError:
+            if not until:
+                raise
+        else:
+            if not until and not found.dead_letter_policy.dead_letter_topic:
+                logger.info("%s has no dead-letter policy, so Pub/Sub does not count deliveries: crash loops go unseen", found.name)
+        return self._deadlines[queue][0]
 
     async def _look(self, queue: str) -> Any:
         """Read a queue's subscription and remember its deadline."""
@@ -239,7 +260,7 @@ class PubSubBroker:
 
         with mapped("get_subscription", queue):
             found = await self._client.request("Subscriber", "get_subscription", request, within=_ANSWER)
-        self._deadlines[queue] = int(found.ack_deadline_seconds)
+        self._deadlines[queue] = (int(found.ack_deadline_seconds), self._clock.time() + _KNOWN)
         return found
 
     # ------------------------------------------------------------------ settling
@@ -256,7 +277,8 @@ class PubSubBroker:
         deadline, now = math.ceil(seconds), self._clock.time()
         # Pub/Sub would move the deadline of a message that another consumer holds by now, or say nothing: it is not asked.
         todo = [index for index, delivery in enumerate(deliveries) if now < delivery.lease_until]
-        answers = await self._settle("modify_ack_deadline", deliveries, todo, ack_deadline_seconds=deadline)
+        within = min(_ANSWER, max(_BEAT, self._limits.lease / 6))  # what hangs is given up while there is time for another try
+        answers = await self._settle("modify_ack_deadline", deliveries, todo, within, ack_deadline_seconds=deadline)
         for index in todo:
             if answers[index] is None:
                 deliveries[index].lease_until = now + deadline
@@ -268,7 +290,7 @@ class PubSubBroker:
         return answers
 
     async def _settle(
-        self, action: str, deliveries: Sequence[Delivery], todo: Sequence[int], **parameters: Any
+        self, action: str, deliveries: Sequence[Delivery], todo: Sequence[int], within: float = _ANSWER, **parameters: Any
     ) -> list[SettleError | None]:
         answers: list[SettleError | None] = [None] * len(deliveries)
         if not todo:
@@ -283,7 +305,7 @@ class PubSubBroker:
 
         with mapped(action, queue):
             try:
-                await self._client.request("Subscriber", action, request, within=_ANSWER, routed_by="subscription")
+                await self._client.request("Subscriber", action, request, within=within, routed_by="subscription")
             except Exception as error:
                 reasons = per_id(error)
                 if not reasons:
@@ -305,7 +327,7 @@ class PubSubBroker:
             await self._checks.bodies.close()
 
 
-def _delivery(queue: str, received: Any, started: float, deadline: int) -> Delivery:
+def _delivery(queue: str, received: Any, leased: float, deadline: int) -> Delivery:
     message = received.message
     published, attributes = message.publish_time, message.attributes
     return Delivery(
@@ -315,8 +337,8 @@ def _delivery(queue: str, received: Any, started: float, deadline: int) -> Deliv
         receives=received.delivery_attempt,
         message_id=message.message_id,
         sent=published.seconds + published.nanos / 1e9,
-        received=started,
-        lease_until=started + deadline,
+        received=leased,
+        lease_until=leased + deadline,
         group=message.ordering_key or None,
         attributes=dict(attributes) if attributes else EMPTY,
     )
@@ -352,8 +374,8 @@ def refusal(queue: str, message: Outgoing) -> SendError | None:
             "name a place for large bodies in the broker's URL (bodies=gs://bucket/prefix), or pass a reference instead",
             code="MessageTooLong",
         )
-    if message.group is not None and not 0 < len(_bytes(message.group)) <= _KEY:
-        return _refused(queue, f"its ordering key must have 1 to {_KEY:,} bytes", "InvalidOrderingKey")
+    if message.group is not None and not 0 < _size(message.group) <= _KEY:
+        return _refused(queue, f"its ordering key must be text of 1 to {_KEY:,} bytes", "InvalidOrderingKey")
     return _refused_attributes(queue, message.attributes) if message.attributes else None
 
 
@@ -367,16 +389,24 @@ def _refused_attributes(queue: str, attributes: Mapping[str, str]) -> SendError 
     if len(attributes) > _ATTRIBUTES:
         return _refused(queue, f"it has {len(attributes)} attributes, and Pub/Sub takes {_ATTRIBUTES}", "TooManyAttributes")
     for name, value in attributes.items():
-        if not 0 < len(_bytes(name)) <= _ATTRIBUTE_NAME or name.startswith("goog"):
-            why = f"an attribute's name must have 1 to {_ATTRIBUTE_NAME} bytes and not begin with goog"
+        if not 0 < _size(name) <= _ATTRIBUTE_NAME or name.startswith("goog"):
+            why = f"an attribute's name must be text of 1 to {_ATTRIBUTE_NAME} bytes and not begin with goog"
             return _refused(queue, why, "InvalidAttributeName")
-        if len(_bytes(value)) > _ATTRIBUTE_VALUE:
-            return _refused(queue, f"an attribute is over {_ATTRIBUTE_VALUE:,} bytes", "InvalidAttributeValue")
+        if not 0 <= _size(value) <= _ATTRIBUTE_VALUE:
+            return _refused(queue, f"an attribute must be text of up to {_ATTRIBUTE_VALUE:,} bytes", "InvalidAttributeValue")
     return None
 
 
 def _refused(queue: str, why: str, code: str) -> SendError:
     return SendError(f"queue {queue!r} cannot take a message: {why}", code=code)
+
+
+def _size(text: str) -> int:
+    """Bytes of what must be text; -1 where lone surrogates make it none."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        return -1
 
 
 def _bytes(text: str) -> bytes:

@@ -74,8 +74,9 @@ class PushApp:
     """An app behind push subscriptions; each request is one message.
 
     204 says that its outcome is durable: the result kept, the retry or the dead letter sent. 500 makes Pub/Sub deliver it again, by
-    the subscription's retry policy: its outcome could not be made durable, an ordered message waits for its turn, or there is no timer for
-    a delay. 429 and 503: no place, or the end of the process. 401 and 403: no token, or not the right one. 400: no push.
+    the subscription's retry policy: its outcome could not be made durable, an ordered message waits for its turn, there is no timer for
+    a delay, or it did not end in the grace time. 429 and 503: it was not begun, for want of a place or at the end of the process. 401 and
+    403: no token, or not the right one. 400: no push.
     """
 
     def __init__(

