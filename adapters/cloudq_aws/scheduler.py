@@ -16,10 +16,10 @@ from cloudq.adapters import Adapter, AdapterContext, Location
 from cloudq.broker import Broker, Outgoing
 from cloudq.claimcheck import SMALL
 from cloudq.clock import Clock, SystemClock
-from cloudq.errors import CannotExpress, CloudQError, ConfigError, MessageTooLarge, TimerError
+from cloudq.errors import CannotExpress, CloudQError, ConfigError, MessageTooLarge, TimerError, TimerUnavailable
 from cloudq.schedules.naming import EVENTBRIDGE_PREFIX, eventbridge_name, eventbridge_note, eventbridge_schedule
 from cloudq.timer import Schedule, TimerLimits, Trigger
-from cloudq_aws.client import client_for
+from cloudq_aws.client import client_for, open_now
 from cloudq_aws.errors import DENIED, Refusal, Service, mapped_to
 from cloudq_aws.sqs import entry, refusal, size_of, too_large
 from cloudq_aws.undelivered import SCHEDULED_TIME, SEND_MESSAGE
@@ -146,7 +146,7 @@ class EventBridgeTimer:
             name=SERVICE,
             url="eventbridge://eu-west-1/group",
             error=TimerError,
-            unavailable=TimerError,
+            unavailable=TimerUnavailable,
             refused=self._refused,
         )
 
@@ -235,6 +235,10 @@ class EventBridgeTimer:
         if first == 1:
             await self._delete(eventbridge_schedule(name))
 
+    def open(self) -> None:
+        """As ``cloudq_aws.client.Opens``."""
+        open_now(self._client)
+
     async def close(self) -> None:
         await self._client.close()
 
@@ -308,7 +312,7 @@ class EventBridgeTimer:
                     return action == "UpdateSchedule"
                 except (_There, _Gone):
                     continue  # _Gone: it has fired, or was deleted, since it was there
-        raise TimerError(f"schedule {name!r} in group {self._group!r} is being changed by others all the time; try again later")
+        raise TimerUnavailable(f"schedule {name!r} in group {self._group!r} is being changed by others all the time; try again later")
 
     async def _delete(self, name: str) -> bool:
         try:

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any, Final, NamedTuple, Protocol, cast, runtime_checkable
 
 from cloudq.broker import Outgoing
-from cloudq.errors import CannotExpress, CloudQError, ConfigError, EntryTooLarge, TimerError
+from cloudq.errors import CannotExpress, CloudQError, ConfigError, EntryTooLarge, TimerError, TimerUnavailable
 from cloudq.schedules.naming import cloud_scheduler_job, cloud_scheduler_note
 from cloudq.timer import Schedule, Trigger
 from cloudq_gcp.client import Api, Client
@@ -65,7 +65,7 @@ class CloudScheduler:
             name=SERVICE,
             emulator="CLOUD_SCHEDULER_EMULATOR_HOST",
             error=TimerError,
-            unavailable=TimerError,
+            unavailable=TimerUnavailable,
             refused=self._refused,
         )
 
@@ -136,7 +136,7 @@ class CloudScheduler:
                     return action == "update_job"
                 except (_There, _Gone):
                     continue  # _Gone: it was deleted since it was there
-        raise TimerError(f"schedule {schedule.name!r} in {self._location} is being changed by others all the time; try again later")
+        raise TimerUnavailable(f"schedule {schedule.name!r} in {self._location} is being changed by others all the time; try again later")
 
     async def delete(self, name: str) -> None:
         """Delete the jobs of the schedule ``name``, if there are any."""

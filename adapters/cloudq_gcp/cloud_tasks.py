@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any, Final
 
 from cloudq.broker import Outgoing
-from cloudq.errors import CloudQError, ConfigError, EntryTooLarge, MessageTooLarge, TimerError
+from cloudq.errors import CloudQError, ConfigError, EntryTooLarge, MessageTooLarge, TimerError, TimerUnavailable
 from cloudq_gcp.client import Api, Client
 from cloudq_gcp.errors import Refusal, Service, mapped_to
 from cloudq_gcp.pubsub import refusal
@@ -66,7 +66,11 @@ class CloudTasks:
         self._app = app
         self._client = Client(_CLOUD_TASKS, emulator="CLOUD_TASKS_EMULATOR_HOST")
         self._service = Service(
-            name="Cloud Tasks", emulator="CLOUD_TASKS_EMULATOR_HOST", error=TimerError, unavailable=TimerError, refused=self._refused
+            name="Cloud Tasks",
+            emulator="CLOUD_TASKS_EMULATOR_HOST",
+            error=TimerError,
+            unavailable=TimerUnavailable,
+            refused=self._refused,
         )
 
     async def set(self, when: float, topic: str, message: Outgoing, *, key: str) -> None:
@@ -78,7 +82,7 @@ class CloudTasks:
             # Who sets the key at the same time may have deleted ours as we deleted theirs: then none would be left.
             if not replaced or not name or await self._waits(name):
                 return
-        raise TimerError(f"{key!r} in {self._place} is being set by others all the time; try again later")
+        raise TimerUnavailable(f"{key!r} in {self._place} is being set by others all the time; try again later")
 
     async def cancel(self, key: str) -> bool:
         """Delete the key's task; false where none waits."""

@@ -97,6 +97,13 @@ class Coalescer(Generic[Item]):
         self._due = True
         self._go()
 
+    def clear(self) -> None:
+        """Let go of what waits."""
+        self._waiting.clear()
+        self._weights.clear()
+        self._requests.clear()
+        self._total = 0
+
     async def drain(self) -> None:
         """Send what waits and return when nothing waits and nothing is in flight."""
         while self.busy:

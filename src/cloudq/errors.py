@@ -27,6 +27,7 @@ CloudQError
 │   │   ├── Conflict            a compare-and-set found another version
 │   │   └── DocumentTooLarge    (also ValueError) the value is over the store's limit
 │   ├── TimerError
+│   │   └── TimerUnavailable    (also ConnectionError) it could not be reached, or takes no more just now
 │   └── KeysError               a key service refused to make or unwrap a key
 │       └── KeysUnavailable     (also ConnectionError) it could not be reached
 ├── SendUnknown                 (also TimeoutError) the broker did not answer in time: the message may or may not be there
@@ -204,6 +205,10 @@ class TimerError(SeamError):
     """A timer answered with an error."""
 
 
+class TimerUnavailable(TimerError, ConnectionError):
+    """The timer could not be reached, or takes no more just now; trying again may help."""
+
+
 class KeysError(SeamError):
     """A key service refused to make or unwrap a data key."""
 
@@ -213,7 +218,7 @@ class KeysUnavailable(KeysError, ConnectionError):
 
 
 class SendUnknown(CloudQError, TimeoutError):
-    """The broker did not answer in time: the message may or may not be there.
+    """The broker did not answer in time, or before the app was closed: the message may or may not be there.
 
     ``task_id`` is the call's id. Sending again with ``task_id=`` reuses it, so that with a store the task runs once.
     """

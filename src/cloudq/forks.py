@@ -7,7 +7,7 @@ import weakref
 from collections import defaultdict
 from typing import Final, Protocol
 
-PATIENCE: Final = 2.0
+PATIENCE: Final = 10.0
 """Seconds that a fork waits for one lock; a thread that holds it longer than that is stuck, and the child may be too."""
 
 

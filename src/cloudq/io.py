@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import os
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import Any, TypeVar, cast
 from cloudq.errors import Closed, ConfigError
 
 T = TypeVar("T")
+logger = logging.getLogger("cloudq")
 
 
 def drive(call: Coroutine[Any, Any, T]) -> T:
@@ -155,10 +157,21 @@ def _serve(loop: asyncio.AbstractEventLoop, started: threading.Event) -> None:
     asyncio.set_event_loop(loop)
     loop.call_soon(started.set)
     try:
-        loop.run_forever()
+        run_until_stopped(loop)
         loop.run_until_complete(_cancel_all(within=0.5))  # what was begun between the winding down and the stop
     finally:
         loop.close()
+
+
+def run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
+    """``run_forever``, whatever a task on it raises: SystemExit and KeyboardInterrupt end a loop, and with it all that others do there."""
+    while True:
+        try:
+            loop.run_forever()
+        except (SystemExit, KeyboardInterrupt):
+            logger.exception("a task on the event loop of %s tried to end the process; it goes on", threading.current_thread().name)
+        else:
+            return
 
 
 async def _cancel_all(within: float) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from zlib import crc32
 
 from cloudq import claimcheck
 from cloudq.broker import Broker, Outgoing
@@ -27,84 +28,24 @@ from cloudq.errors import (
     MessageTooLarge,
     SendError,
     SendUnknown,
-    StoreError,
-    StoreUnavailable,
 )
+from cloudq.fitting import Fitting
 from cloudq.io import IOThread, drive
+from cloudq.parcels import TRYING, Answer, Load, Parcel, Tally, retryable
+from cloudq.timed import Timed
 
 if TYPE_CHECKING:
     from cloudq.seal import Sealing
     from cloudq.timer import Timer
 
-Answer: TypeAlias = Exception | None
-"""``None`` once the entry is durably accepted."""
+Run: TypeAlias = Callable[[Coroutine[Any, Any, None]], Coroutine[Any, Any, None]]
+"""How a caller has a call run on the I/O thread, and waits for it."""
 
-PAUSES: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
-"""Seconds between repeats of a failed entry; the last one goes on."""
+_UNORDERED: Final = -1
+_CLOSED: Final = "before the app was closed"
 
-
-TRYING: Final = 0.9
-"""Of the time that a call waits, in which failed entries are repeated: so that it hears why."""
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class Parcel:
-    """One message on its way, and whom to tell."""
-
-    queue: str
-    outgoing: Outgoing
-    task_id: str
-    tell: Callable[[int, Answer], None]
-    give_up: float
-    """``time.monotonic()`` after which it is not repeated any more."""
-    place: int = 0
-    """Told to ``tell``: one function serves all that were posted together, as a closure each would double what is kept alive."""
-    tries: int = 0
-    timer_at: float | None = None
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class Tally:
-    """The answers to all entries of one ``send_many``; used on the I/O loop only, so that the count needs no lock."""
-
-    left: int
-    done: Callable[[], None]
-    failed: dict[int, Exception] = field(default_factory=dict[int, Exception])
-    answered: bytearray = field(init=False)
-    """1 at the index of each that has an answer."""
-
-    def __post_init__(self) -> None:
-        self.answered = bytearray(self.left)
-
-    def tell(self, index: int, answer: Answer) -> None:
-        """One of them."""
-        if answer is not None:
-            self.failed[index] = answer
-        self.settle((index,))
-
-    def settle(self, indices: Sequence[int]) -> None:
-        """These have their answer: they were taken, unless ``failed`` says otherwise."""
-        for index in indices:
-            self.answered[index] = 1
-        self.left -= len(indices)
-        if not self.left:
-            self.done()
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class Load:
-    """A full request of one ``send_many``, whose messages are made when it is its turn."""
-
-    queue: str
-    entries: Bulk
-    indices: Sequence[int]
-    tally: Tally
-    give_up: float
-
-    def parcel(self, index: int) -> Parcel:
-        """One of its messages, for itself."""
-        entries = self.entries
-        return Parcel(self.queue, entries.outgoing(index), entries.ids[index], self.tally.tell, self.give_up, index)
+ORDERED_LANES: Final = 8
+"""Requests at once to an ordered queue: each group has its place in one of these lanes. With more, batches would be emptier."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -123,29 +64,33 @@ class Sender:
     """Signs and encrypts what is sent."""
     _inbox: deque[Parcel | Load] = field(default_factory=lambda: deque())
     _signalled: bool = False
-    _lanes: dict[tuple[str, bool], Coalescer[Parcel]] = field(default_factory=lambda: {})
+    _lanes: dict[tuple[str, int], Coalescer[Parcel]] = field(default_factory=lambda: {})
+    _aside: set[Parcel] = field(default_factory=lambda: set())
+    """What waits outside of the lanes: until its body has been left, or before it is sent again."""
+    _callers: set[Parcel | Tally] = field(default_factory=lambda: set())
+    """What is waited for, by anybody."""
     checks: claimcheck.ClaimChecks | None = field(init=False)
     """Where bodies go that their queue does not take."""
     most: int = field(init=False)
     """Bytes of a message at most, its body inside it or elsewhere."""
-    _rooms: dict[str, int] = field(default_factory=lambda: {})
-    """Bytes of a message above which its body goes elsewhere, by queue."""
-    _asking: dict[str, asyncio.Task[int]] = field(default_factory=lambda: {})
-    """The requests that ask for these."""
-    _hands: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(IN_FLIGHT))
-    """How many bodies may be on their way at once."""
-    _fitting: int = 0
-    """Messages that wait for it."""
+    _fitting: Fitting = field(init=False)
+    _timed: Timed = field(init=False)
 
     def __post_init__(self) -> None:
-        self.checks = claimcheck.of(self.broker)
+        self._fitting = Fitting(self.broker)
+        self._timed = Timed(self.timer, self._fitting, self.time)
+        self.checks = self._fitting.checks
         self.most = self.broker.limits.body if self.checks is None else max(self.broker.limits.body, claimcheck.MOST)
         self.io.after_fork(self._forget)
 
     def _forget(self) -> None:
-        """In a forked child: what waits is the parent's to send."""
+        """In a forked child, where what waits is the parent's to send, and when the loop ends."""
+        for lane in self._lanes.values():
+            lane.clear()
         self._inbox, self._lanes, self._signalled = deque(), {}, False
-        self._fitting, self._asking, self._hands = 0, {}, asyncio.Semaphore(IN_FLIGHT)
+        self._aside, self._callers = set(), set()
+        self._fitting.forget()
+        self._timed.forget()
 
     def check(self, outgoing: Outgoing, *, what: str) -> None:
         """Refuse at the call what can be known without a request; raises MessageTooLarge or DelayError naming ``what``."""
@@ -161,7 +106,7 @@ class Sender:
             self.checks.allow(outgoing.delay, what)
         if outgoing.group is not None and not limits.ordering:
             raise SendError(f"{what}: this broker keeps no order, so ordering_key= cannot be kept; leave it out or use a FIFO queue")
-        if outgoing.delay > 0 and not self._broker_holds(outgoing):
+        if self._needs_timer(outgoing):
             horizon = self.timer.limits.horizon if self.timer is not None else None
             if horizon is None:
                 ordered = " on an ordered queue" if outgoing.group is not None else ""
@@ -187,7 +132,7 @@ class Sender:
     def send(self, queue: str, outgoing: Outgoing, task_id: str) -> None:
         """Send and wait until durably accepted; from any thread but the I/O thread. Raises BrokerError or SendUnknown."""
         if self.sealing is not None:
-            outgoing = self._sealed(self.sealing, outgoing)
+            outgoing = drive(self._sealed(self.sealing, outgoing, self._run))
         if self._at_once(outgoing):
             if not outgoing.delay:
                 try:
@@ -204,17 +149,23 @@ class Sender:
 
         def tell(_: int, answer: Answer) -> None:
             answers.append(answer)
-            answered.release()
+            if answered.locked():  # else it has been told already
+                answered.release()
 
-        self._post([self._parcel(queue, outgoing, task_id, tell)])
-        if not answered.acquire(timeout=self.patience):
-            raise self._unknown(queue, task_id)
+        parcel = self._parcel(queue, outgoing, task_id, tell)
+        self._callers.add(parcel)
+        try:
+            self._post([parcel])
+            if not answered.acquire(timeout=self.patience):
+                raise _unknown(queue, task_id, _within(self.patience), parcel.errors.get(0))
+        finally:
+            self._callers.discard(parcel)
         _raise(answers[0])
 
     async def asend(self, queue: str, outgoing: Outgoing, task_id: str, *, as_is: bool = False) -> None:
         """``send`` for a coroutine on any loop, the I/O loop too. ``as_is``: it is sealed already, or is nothing to vouch for."""
         if self.sealing is not None and not as_is:
-            outgoing = await self._asealed(self.sealing, outgoing)
+            outgoing = await self._sealed(self.sealing, outgoing, self._arun)
         if self._at_once(outgoing):
             _raise((await self._send_local(queue, [outgoing], [task_id]))[0])
             return
@@ -226,17 +177,21 @@ class Sender:
                 waiter.set_result(answer)
 
         def tell(_: int, answer: Answer) -> None:
-            if loop is self.io.loop:
+            if loop is asyncio.get_running_loop():
                 settle(answer)
-            elif not loop.is_closed():
-                loop.call_soon_threadsafe(settle, answer)
+            else:
+                _call(loop, settle, answer)
 
-        self._post([self._parcel(queue, outgoing, task_id, tell)])
+        parcel = self._parcel(queue, outgoing, task_id, tell)
+        self._callers.add(parcel)
         try:
+            self._post([parcel])
             async with asyncio.timeout(self.patience):
                 answer = await waiter
         except TimeoutError:
-            raise self._unknown(queue, task_id) from None
+            raise _unknown(queue, task_id, _within(self.patience), parcel.errors.get(0)) from None
+        finally:
+            self._callers.discard(parcel)
         _raise(answer)
 
     # ------------------------------------------------------------------ many, by one caller
@@ -244,48 +199,47 @@ class Sender:
     def send_many(self, entries: Sequence[Addressed] | Bulk) -> dict[int, Exception]:
         """Send entries in full batches; returns the errors by index, empty when all were accepted.
 
-        Waits ``patience`` seconds for each 10,000 entries at most; what is unconfirmed then is SendUnknown.
+        Waits ``patience`` seconds at most, and again so long for each 10,000 entries, or 1,000 that go by the timer; what is unconfirmed
+        then is SendUnknown.
         """
         if not len(entries):
             return {}
-        if (sealing := self.sealing) is not None:
-            entries = Bulk(Entry(each.queue, self._sealed(sealing, each.outgoing), each.id) for each in entries)
-        bulk = bulk_of(entries)
+        bulk = drive(self._as_bulk(entries, self._run))
         if self._all_at_once(bulk):
             return drive(self._send_many_local(bulk))
         self._refuse_own_thread()
-        done = threading.Event()
-        tally = self._post_many(bulk, done.set)
-        done.wait(self._patience_for(len(bulk)))
-        return self._failures(bulk, tally)
+        done, patience = threading.Event(), self._patience_for(bulk)
+        tally = Tally(len(bulk), done.set)
+        self._callers.add(tally)
+        try:
+            self._post_many(bulk, tally, patience)
+            return self._failures(bulk, tally, _CLOSED if done.wait(patience) else _within(patience))
+        finally:
+            self._callers.discard(tally)
 
     async def asend_many(self, entries: Sequence[Addressed] | Bulk) -> dict[int, Exception]:
         """``send_many`` for a coroutine on any loop."""
         if not len(entries):
             return {}
-        if (sealing := self.sealing) is not None:
-            entries = Bulk([Entry(each.queue, await self._asealed(sealing, each.outgoing), each.id) for each in entries])
-        bulk = bulk_of(entries)
+        bulk = await self._as_bulk(entries, self._arun)
         if self._all_at_once(bulk):
             return await self._send_many_local(bulk)
         loop = asyncio.get_running_loop()
-        done = asyncio.Event()
-
-        def tell() -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(done.set)
-
-        tally = self._post_many(bulk, tell)
+        done, patience = asyncio.Event(), self._patience_for(bulk)
+        tally = Tally(len(bulk), partial(_call, loop, done.set))
+        self._callers.add(tally)
         try:
-            async with asyncio.timeout(self._patience_for(len(bulk))):
-                await done.wait()
-        except TimeoutError:
-            pass
-        return self._failures(bulk, tally)
+            self._post_many(bulk, tally, patience)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await done.wait()
+            return self._failures(bulk, tally, _CLOSED if done.is_set() else _within(patience))
+        finally:
+            self._callers.discard(tally)
 
-    def _post_many(self, entries: Bulk, done: Callable[[], None]) -> Tally:
+    def _post_many(self, entries: Bulk, tally: Tally, patience: float) -> None:
         """Full batches go as they are; what is left over, and what needs more than to be sent, goes the way of single messages."""
-        tally, give_up = Tally(len(entries), done), time.monotonic() + TRYING * self.patience
+        give_up = time.monotonic() + TRYING * patience
         limits, everything = self.broker.limits, range(len(entries))
         plain: Sequence[int] = [i for i in everything if self._goes_as_it_is(entries, i)] if entries.whole or self.checks else everything
         batches = entries.packed(plain, limits.batch, limits.batch_bytes)
@@ -298,9 +252,11 @@ class Sender:
                 for index in indices:
                     full[index] = 1
         rest = (entries.entry(index) if not full[index] else None for index in everything)
-        singles = [Parcel(each.queue, each.outgoing, each.id, tally.tell, give_up, i) for i, each in enumerate(rest) if each is not None]
+        tell, errors = tally.tell, tally.failed
+        singles = [
+            Parcel(each.queue, each.outgoing, each.id, tell, give_up, errors, i, True) for i, each in enumerate(rest) if each is not None
+        ]
         self._post([*loads, *singles])
-        return tally
 
     def _goes_as_it_is(self, entries: Bulk, index: int) -> bool:
         """Whether it can be a part of any request: it has neither a delay nor an order to keep, and its body is small."""
@@ -309,10 +265,15 @@ class Sender:
             return False
         return self.checks is None or entries.size(index) <= claimcheck.SMALL
 
-    def _failures(self, entries: Bulk, tally: Tally) -> dict[int, Exception]:
-        unknown = [index for index, answered in enumerate(tally.answered) if not answered] if tally.left else ()
-        failures: dict[int, Exception] = {index: self._unknown(entries.queues[index], entries.ids[index]) for index in unknown}
-        failures.update(tally.failed.copy())  # read last: answers go on coming, and one that failed since then is not to be lost
+    def _failures(self, entries: Bulk, tally: Tally, when: str) -> dict[int, Exception]:
+        """By index. Those without an answer ``when`` the wait ended are unknown."""
+        failures: dict[int, Exception] = {}
+        for index, answered in enumerate(tally.answered) if tally.left else ():
+            if not answered:
+                failures[index] = _unknown(entries.queues[index], entries.ids[index], when, tally.failed.get(index))
+        for index in tuple(tally.failed):  # read last: answers go on coming, and one that failed since then is not to be lost
+            if tally.answered[index] and (error := tally.failed.get(index)) is not None:
+                failures[index] = error
         return dict(sorted(failures.items()))
 
     # ------------------------------------------------------------------ sealing
@@ -321,25 +282,27 @@ class Sender:
         """Whether a body that is not sealed yet can be sent."""
         return (len(body) if self.sealing is None else self.sealing.most(len(body))) <= self.most
 
-    def _sealed(self, sealing: Sealing, outgoing: Outgoing) -> Outgoing:
+    async def _sealed(self, sealing: Sealing, outgoing: Outgoing, run: Run) -> Outgoing:
         while True:
             try:
                 return self._with(outgoing, sealing.seal(outgoing.body))
             except KeyWanted as wanted:
                 fetch = wanted.fetch
-            self._refuse_own_thread()
             with _keys_mapped():
-                self.io.run(fetch(), timeout=self.patience)
+                await run(fetch())
 
-    async def _asealed(self, sealing: Sealing, outgoing: Outgoing) -> Outgoing:
-        while True:
-            try:
-                return self._with(outgoing, sealing.seal(outgoing.body))
-            except KeyWanted as wanted:
-                fetch = wanted.fetch
-            with _keys_mapped():
-                async with asyncio.timeout(self.patience):
-                    await self.io.arun(fetch())
+    async def _as_bulk(self, entries: Sequence[Addressed] | Bulk, run: Run) -> Bulk:
+        if (sealing := self.sealing) is None:
+            return bulk_of(entries)
+        return Bulk([Entry(each.queue, await self._sealed(sealing, each.outgoing, run), each.id) for each in entries])
+
+    async def _run(self, call: Coroutine[Any, Any, None]) -> None:
+        """For a caller that blocks: it never suspends."""
+        self.io.run(call, timeout=self.patience)
+
+    async def _arun(self, call: Coroutine[Any, Any, None]) -> None:
+        async with asyncio.timeout(self.patience):
+            await self.io.arun(call)
 
     def _with(self, outgoing: Outgoing, body: str) -> Outgoing:
         sealed = replace(outgoing, body=body)
@@ -353,22 +316,17 @@ class Sender:
         if self.io.owns_this_thread():
             raise Closed("this would wait for the I/O thread on the I/O thread itself; await the async form there")
 
-    def _patience_for(self, count: int) -> float:
-        return self.patience * (1 + count // 10_000)
+    def _patience_for(self, entries: Bulk) -> float:
+        timed = sum(self._needs_timer(each.outgoing) for each in entries.whole.values())
+        return self.patience * (1 + len(entries) // 10_000 + timed // 1_000)
 
-    def _unknown(self, queue: str, task_id: str) -> SendUnknown:
-        return SendUnknown(
-            f"the broker did not confirm the message {task_id} to {queue!r} within {self.patience:g} s: it may or may not be there. "
-            f"Call again with task_id={task_id!r} to make sure; with a store the task runs once",
-            task_id=task_id,
-        )
+    def _needs_timer(self, outgoing: Outgoing) -> bool:
+        return outgoing.delay > 0 and not self._broker_holds(outgoing)
 
     # ------------------------------------------------------------------ a local broker: in the caller's own thread
 
     def _at_once(self, outgoing: Outgoing) -> bool:
-        return self.broker.limits.local and (
-            not outgoing.delay or self._broker_holds(outgoing) or (self.timer is not None and self.timer.limits.local)
-        )
+        return self.broker.limits.local and (not self._needs_timer(outgoing) or (self.timer is not None and self.timer.limits.local))
 
     def _all_at_once(self, entries: Bulk) -> bool:
         if not self.broker.limits.local:
@@ -380,7 +338,7 @@ class Sender:
         answers: list[Answer] = [None] * len(batch)
         open_entries = list(range(len(batch)))
         for _ in range(8):
-            direct = [i for i in open_entries if not batch[i].delay or self._broker_holds(batch[i])]
+            direct = [i for i in open_entries if not self._needs_timer(batch[i])]
             replies: Sequence[Answer]
             try:
                 replies = await self.broker.send(queue, [self._as_sent(batch[i]) for i in direct]) if direct else ()
@@ -391,8 +349,8 @@ class Sender:
             for i, reply in zip(direct, replies, strict=True):
                 answers[i] = reply
             for i in set(open_entries) - set(direct):
-                answers[i] = await self._set_timer(queue, batch[i], ids[i])
-            open_entries = [i for i in open_entries if _retryable(answers[i])]
+                answers[i] = await self._timed.set(queue, batch[i], ids[i], self.time() + batch[i].delay)
+            open_entries = [i for i in open_entries if retryable(answers[i])]
             if not open_entries:
                 break
         return answers
@@ -406,7 +364,7 @@ class Sender:
             if not any(outgoing.delay for outgoing in batch):
                 with suppress(BrokerError):
                     answers = [*await self.broker.send(queue, batch)]
-            again = [k for k, answer in enumerate(answers) if _retryable(answer)]
+            again = [k for k, answer in enumerate(answers) if retryable(answer)]
             if again:
                 repeated = await self._send_local(queue, [batch[k] for k in again], [entries.ids[indices[k]] for k in again])
                 for k, answer in zip(again, repeated, strict=True):
@@ -417,7 +375,7 @@ class Sender:
     # ------------------------------------------------------------------ every other: on the I/O loop
 
     def _parcel(self, queue: str, outgoing: Outgoing, task_id: str, tell: Callable[[int, Answer], None]) -> Parcel:
-        return Parcel(queue, outgoing, task_id, tell, time.monotonic() + self.patience)
+        return Parcel(queue, outgoing, task_id, tell, time.monotonic() + TRYING * self.patience, {})
 
     def _post(self, parcels: Sequence[Parcel | Load]) -> None:
         loop = self.io.loop
@@ -434,85 +392,55 @@ class Sender:
                 self._lane(parcel.queue).add_request(partial(self._send_load, parcel))
                 continue
             if parcel.outgoing.delay:
-                if not self._broker_holds(parcel.outgoing):
-                    _spawn(self._by_timer(parcel))
+                if self._needs_timer(parcel.outgoing):
+                    self._timed.add(parcel)
                     continue
                 parcel.outgoing = self._as_sent(parcel.outgoing)
-            if self.checks is None:
-                self._lane_of(parcel).add(parcel, weigh(parcel.outgoing))
-            else:
-                self._add(parcel)
+            self._add(parcel)
 
     def _add(self, parcel: Parcel) -> None:
         size = weigh(parcel.outgoing)
-        if size > claimcheck.SMALL and parcel.outgoing.group is None and size > self._rooms.get(parcel.queue, 0):
-            self._fitting += 1
-            _spawn(self._add_fitted(parcel))  # beside the lane: its body holds up no other message
-        else:
+        if self.checks is None or parcel.outgoing.group is not None or self._fitting.known(parcel.queue, size):
             self._lane_of(parcel).add(parcel, size)
+        else:
+            self._aside.add(parcel)
+            _spawn(self._add_fitted(parcel))  # beside the lane: its body holds up no other message
+
+    def _return(self, parcel: Parcel) -> None:
+        """To the lanes, unless they are new ones since it was put aside."""
+        if parcel in self._aside:
+            self._aside.remove(parcel)
+            self._lane_of(parcel).add(parcel, weigh(parcel.outgoing))
 
     async def _add_fitted(self, parcel: Parcel) -> None:
-        try:
-            while True:
-                try:
-                    parcel.outgoing = await self._fitted(parcel.queue, parcel.outgoing)
-                except Exception as error:
-                    pause = PAUSES[min(parcel.tries, len(PAUSES) - 1)]
-                    if not _retryable(error) or time.monotonic() + pause >= parcel.give_up:
-                        parcel.tell(parcel.place, error)
-                        return
-                    parcel.tries += 1
-                    await asyncio.sleep(pause)
-                else:
-                    self._lane_of(parcel).add(parcel, weigh(parcel.outgoing))
+        while True:
+            try:
+                parcel.outgoing = await self._fitting.fitted(parcel.queue, parcel.outgoing)
+            except Exception as error:
+                if (pause := parcel.again(error)) is None:
+                    self._aside.discard(parcel)
                     return
-        finally:
-            self._fitting -= 1
-
-    async def _fitted(self, queue: str, outgoing: Outgoing) -> Outgoing:
-        """The message, or where it is too large for its queue a claim for its body, which has been left. BrokerError, DelayError."""
-        checks, size = self.checks, weigh(outgoing)
-        if checks is None or size <= claimcheck.SMALL:
-            return outgoing
-        room = self._rooms.get(queue)
-        if room is None:
-            asking = self._asking.get(queue)
-            if asking is None:
-                asking = self._asking[queue] = asyncio.get_running_loop().create_task(self._ask_room(queue, checks))
-                asking.add_done_callback(lambda _: self._asking.pop(queue, None))
-            room = await asyncio.shield(asking)
-        return outgoing if size <= room else await self._left(checks, queue, outgoing)
-
-    async def _ask_room(self, queue: str, checks: claimcheck.ClaimChecks) -> int:
-        limit = await self.broker.body_limit(queue) if isinstance(self.broker, claimcheck.ChecksBodies) else checks.over
-        self._rooms[queue] = room = min(limit, checks.over)
-        return room
-
-    async def _left(self, checks: claimcheck.ClaimChecks, queue: str, outgoing: Outgoing) -> Outgoing:
-        what = f"a message to {queue!r}"
-        checks.allow(outgoing.delay, what)
-        try:
-            async with self._hands:
-                return replace(outgoing, body=await checks.leave(outgoing.body))
-        except StoreUnavailable as error:
-            raise BrokerUnavailable(f"{what}: its body could not be left: {error}") from error
-        except StoreError as error:
-            raise SendError(f"{what}: its body could not be left: {error}", code="BodyRefused") from error
+                await asyncio.sleep(pause)
+            else:
+                self._return(parcel)
+                return
 
     def _lane_of(self, parcel: Parcel) -> Coalescer[Parcel]:
-        return self._lane(parcel.queue, ordered=parcel.outgoing.group is not None)
+        group = parcel.outgoing.group
+        return self._lane(parcel.queue, _UNORDERED if group is None else crc32(group.encode("utf-8", "surrogatepass")) % ORDERED_LANES)
 
-    def _lane(self, queue: str, *, ordered: bool = False) -> Coalescer[Parcel]:
-        """Messages with an ordering key have a lane of their own with one request at a time, so that they cannot overtake each other."""
-        lane = self._lanes.get((queue, ordered))
+    def _lane(self, queue: str, number: int = _UNORDERED) -> Coalescer[Parcel]:
+        """The messages of an ordering key share a lane with one request at a time, so that they cannot overtake each other."""
+        lane = self._lanes.get((queue, number))
         if lane is None:
             limits = self.broker.limits
 
             async def perform(parcels: Sequence[Parcel]) -> None:
                 await self._send_batch(queue, parcels)
 
-            lane = Coalescer(perform, count=limits.batch, weight=limits.batch_bytes, in_flight=1 if ordered else IN_FLIGHT)
-            self._lanes[queue, ordered] = lane
+            in_flight = IN_FLIGHT if number == _UNORDERED else 1
+            lane = Coalescer(perform, count=limits.batch, weight=limits.batch_bytes, in_flight=in_flight)
+            self._lanes[queue, number] = lane
         return lane
 
     async def _fitted_in_order(self, queue: str, parcels: Sequence[Parcel]) -> Sequence[Parcel]:
@@ -521,7 +449,7 @@ class Sender:
         fitting: list[Parcel] = []
         for parcel in parcels:
             try:
-                parcel.outgoing = await self._fitted(queue, parcel.outgoing)
+                parcel.outgoing = await self._fitting.fitted(queue, parcel.outgoing)
             except BrokerUnavailable:
                 raise
             except Exception as error:
@@ -550,7 +478,7 @@ class Sender:
                 continue
             if parcel.outgoing.group is None:
                 self._refused(parcel, answer)
-            elif (pause := self._pause(parcel, answer)) is not None:
+            elif (pause := parcel.again(answer)) is not None:
                 again.append(parcel)
                 longest = max(longest, pause)
         if again:  # their lane has this one request: nothing overtakes them meanwhile
@@ -579,53 +507,29 @@ class Sender:
 
     def _refused(self, parcel: Parcel, answer: Exception) -> None:
         """Have it sent again where that may help."""
-        if (pause := self._pause(parcel, answer)) is not None:
-            asyncio.get_running_loop().call_later(pause, self._lane_of(parcel).add, parcel, weigh(parcel.outgoing))
-
-    def _pause(self, parcel: Parcel, answer: Exception) -> float | None:
-        """Seconds until it is sent again; ``None`` where it is not, which it has been told then."""
-        pause = PAUSES[min(parcel.tries, len(PAUSES) - 1)]
-        if _retryable(answer) and time.monotonic() + pause < parcel.give_up:
-            parcel.tries += 1
-            return pause
-        parcel.tell(parcel.place, answer)
-        return None
-
-    async def _by_timer(self, parcel: Parcel) -> None:
-        answer = await self._set_timer(parcel.queue, parcel.outgoing, parcel.task_id)
-        parcel.tell(parcel.place, answer)
-
-    async def _set_timer(self, queue: str, outgoing: Outgoing, task_id: str) -> Answer:
-        if self.timer is None:
-            return DelayError("the app has no timer for a delay that the broker cannot hold")
-        when = self.time() + outgoing.delay - self.timer.limits.late
-        message = Outgoing(
-            body=outgoing.body, group=outgoing.group, dedup=outgoing.dedup, tenant=outgoing.tenant, attributes=outgoing.attributes
-        )
-        try:
-            if self.checks is not None:
-                message = replace(await self._fitted(queue, replace(message, delay=outgoing.delay)), delay=0.0)
-            try:
-                await self.timer.at(when, queue, message, key=task_id)
-            except MessageTooLarge:  # a timer may take less than its queue
-                if self.checks is None or weigh(message) <= claimcheck.SMALL:
-                    raise
-                message = await self._left(self.checks, queue, replace(message, delay=outgoing.delay))
-                await self.timer.at(when, queue, replace(message, delay=0.0), key=task_id)
-        except Exception as error:
-            return error
-        return None
+        if (pause := parcel.again(answer)) is not None:
+            self._aside.add(parcel)
+            asyncio.get_running_loop().call_later(pause, self._return, parcel)
 
     async def drain(self) -> None:
-        """Wait until everything posted has been answered (on the I/O loop, before it ends: the next one begins afresh)."""
+        """Wait until everything posted has been answered (on the I/O loop, before it ends: the next one begins afresh).
+
+        Where that is cut short, those who still wait are told so.
+        """
         try:
             await self.idle()
         finally:
+            callers = tuple(self._callers)
             self._forget()
+            for each in callers:
+                if isinstance(each, Tally):
+                    each.done()
+                else:
+                    each.tell(each.place, _unknown(each.queue, each.task_id, _CLOSED, each.errors.get(each.place)))
 
     async def idle(self) -> None:
-        """Wait until nothing is posted or in flight; on the I/O loop, which goes on."""
-        while self._inbox or self._fitting or any(lane.busy for lane in self._lanes.values()):
+        """Wait until nothing is posted, in flight or to be tried again; on the I/O loop, which goes on."""
+        while self._inbox or self._aside or self._timed.busy or any(lane.busy for lane in self._lanes.values()):
             await asyncio.sleep(0.005)
 
 
@@ -640,8 +544,23 @@ def _keys_mapped() -> Generator[None]:
         raise SendError(f"the key to encrypt the message could not be had: {error}", code="KeysRefused") from error
 
 
-def _retryable(answer: Answer) -> bool:
-    return isinstance(answer, BrokerUnavailable) or (isinstance(answer, SendError) and answer.retryable)
+def _within(patience: float) -> str:
+    return f"within {patience:g} s"
+
+
+def _unknown(queue: str, task_id: str, when: str, last: Exception | None) -> SendUnknown:
+    tried = "" if last is None else f" (its last try: {last})"
+    return SendUnknown(
+        f"the broker did not confirm the message {task_id} to {queue!r} {when}{tried}: it may or may not be there. "
+        f"Call again with task_id={task_id!r} to make sure; with a store the task runs once",
+        task_id=task_id,
+    )
+
+
+def _call(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *args: Any) -> None:
+    """Call it on a loop of somebody else's, unless that has ended."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(call, *args)
 
 
 def _raise(answer: Answer) -> None:

@@ -269,7 +269,8 @@ class Task(Generic[P, R]):
         """Send a call; returns once the broker has it. From any thread, also inside a running loop (which it blocks for the request).
 
         Raises ArgumentsError, MessageTooLarge or DelayError before sending; QueueNotFound, BrokerUnavailable or SendError when the
-        broker refuses; SendUnknown when it does not answer in time.
+        broker refuses, or no key to encrypt with can be had; TimerError when a timer, which a long delay goes by, refuses; SendUnknown
+        when no answer comes in time. With ``unique=`` also StoreError, or TimeoutError where the store does not answer.
         """
         return self.bound_app.send_call(self, args, kwargs, None)
 

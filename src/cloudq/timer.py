@@ -19,7 +19,8 @@ class TimerLimits(NamedTuple):
     horizon: float
     """How far ahead ``at`` can be set."""
     late: float
-    """How late it may fire: the core sets it earlier by this, and the runner holds the exact remainder."""
+    """How late it may fire: the core sets it earlier by this, and the runner holds the exact remainder. What has an ordering key is set for
+    its time, and may be so late: held, it would hold up the others of its key. (Within 15 seconds it is held all the same.)"""
     local: bool = False
     """Whether no call ever suspends: the core then calls in the caller's own thread."""
     hop: float = math.inf
@@ -75,7 +76,8 @@ class Timer(Protocol):
 
     Thread and loop rules are the Broker's. A set message is durable once ``at`` has returned, and is sent at least once,
     not before ``when`` (but for ``limits.hop``) and at most ``limits.late`` seconds after it (memory: at once). Provider errors are
-    mapped to TimerError.
+    mapped to TimerError; to TimerUnavailable where the same call may be taken later (throttled, out of reach, no answer in time). The
+    core then repeats it, for as long as its caller waits, and has at most 50 calls of ``at`` under way.
     """
 
     @property

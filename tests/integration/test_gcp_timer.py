@@ -23,7 +23,7 @@ from cloudq import CloudQ, states
 from cloudq.adapters import AdapterContext, Location
 from cloudq.broker import Delivery, Outgoing
 from cloudq.clock import ManualClock, SystemClock
-from cloudq.errors import ConfigError, MessageTooLarge, TaskRevoked, TimerError
+from cloudq.errors import ConfigError, MessageTooLarge, TaskRevoked, TimerError, TimerUnavailable
 from cloudq.memory import MemoryBroker, MemoryStore
 from cloudq.runner import Runner
 from cloudq.schedules import cron, every
@@ -78,7 +78,7 @@ class Site:
 
     def drain(self, app: CloudQ) -> None:
         """Work until nothing more can be received now: a host of the smallest kind, which looks at what it holds each time."""
-        app.io.run(self._drain(app), timeout=20)
+        app.io.run(self._drain(app), timeout=60)
 
     async def _drain(self, app: CloudQ) -> None:
         runner = Runner(app)
@@ -355,7 +355,7 @@ def test_text_attributes_and_ordering_key_travel(site: Site) -> None:
     async def scenario(timer: GoogleTimer) -> Delivery:
         await timer.at(site.clock.time() + HOUR, site.work, message, key="one")
         site.api.pass_time(HOUR)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             broker = PubSubBroker(Naming(project=PROJECT))
             while not (found := await broker.receive(site.work, max_messages=1, wait=1)):
                 pass
@@ -632,6 +632,22 @@ def test_a_refusal_says_what_is_missing(site: Site, method: str, code: str, deta
     site.api.before = before
     with pytest.raises(TimerError, match=said):
         with_timer(site, setting(site))
+
+
+def test_a_call_outlasts_cloud_tasks_that_answers_nothing_for_a_while(site: Site) -> None:
+    refused: list[str] = []
+
+    def before(called: str) -> None:
+        if called == "CreateTask" and len(refused) < 2:
+            refused.append(called)
+            raise Refused("DEADLINE_EXCEEDED", "too late")  # which Google's client does not repeat
+
+    site.api.before = before
+    with pytest.raises(TimerUnavailable, match="DEADLINE_EXCEEDED"):
+        with_timer(site, setting(site))
+    refused.clear()
+    site.app()["note"].options(delay="3d").delay("x")
+    assert len(site.api.tasks) == 1
 
 
 def test_a_queue_that_does_not_exist_is_named(site: Site) -> None:

@@ -22,7 +22,7 @@ from cloudq import CloudQ, Queue, letters, states, syncing
 from cloudq.adapters import AdapterContext, Location
 from cloudq.broker import Outgoing
 from cloudq.clock import ManualClock, SystemClock
-from cloudq.errors import ConfigError, MessageTooLarge, TaskRevoked, TimerError
+from cloudq.errors import ConfigError, MessageTooLarge, TaskRevoked, TimerError, TimerUnavailable
 from cloudq.letters import Match
 from cloudq.memory import MemoryBroker, MemoryStore
 from cloudq.runner import Runner
@@ -88,7 +88,7 @@ class Site:
 
     def drain(self, app: CloudQ) -> None:
         """Work until nothing more can be received now: a host of the smallest kind, whose polls do not wait on a clock that stands."""
-        app.io.run(self._drain(app), timeout=20)
+        app.io.run(self._drain(app), timeout=60)
 
     async def _drain(self, app: CloudQ) -> None:
         runner = Runner(app)
@@ -263,7 +263,6 @@ def test_a_task_that_a_worker_puts_off_for_days_comes_back_by_a_schedule(site: S
 
 def test_an_ordered_task_is_set_with_its_group_and_a_deduplication_id_of_its_own(site: Site) -> None:
     app = site.app()
-    due = START + 600
     result = app["in_order"].options(delay="10m", ordering_key="cart-7").delay("x")
     (found,) = site.firing.read()
     request = json.loads(found["Target"]["Input"])
@@ -271,13 +270,22 @@ def test_an_ordered_task_is_set_with_its_group_and_a_deduplication_id_of_its_own
     assert request["QueueUrl"].endswith("/000000000000/ordered.fifo")
     assert (request["MessageGroupId"], request["MessageDeduplicationId"]) == ("cart-7", result.id)
     site.pass_time(app, 599.5)
-    assert site.firing.fired
-    assert site.ran == []
-    site.pass_time(app, 2)
+    assert not site.firing.fired
+    site.pass_time(app, 120.5)
     assert [word for word, _ in site.ran] == ["x"]
-    assert site.ran[0][1] >= due
     site.pass_time(app, DAY)
     assert len(site.ran) == 1
+
+
+def test_an_ordered_task_that_waits_for_its_time_holds_up_nothing_of_its_group(site: Site) -> None:
+    app = site.app()
+    app["in_order"].options(delay="10m", ordering_key="cart-7").delay("later")
+    site.pass_time(app, 599)
+    app["in_order"].options(ordering_key="cart-7").delay("now")
+    site.drain(app)
+    assert [word for word, _ in site.ran] == ["now"]
+    site.pass_time(app, 121)
+    assert [word for word, _ in site.ran] == ["now", "later"]
 
 
 def test_an_ordered_task_that_is_due_before_a_schedule_could_fire_is_sent_and_held_in_its_group(site: Site) -> None:
@@ -602,7 +610,7 @@ def test_what_an_app_declares_fires_in_the_cloud_and_runs_once_a_slot(site: Site
             await syncing.apply(timer, change)
         assert {change.step for change in syncing.changes(declared, await timer.schedules())} == {Step.KEEP}
 
-    app.io.run(sync(), timeout=20)
+    app.io.run(sync(), timeout=60)
     for _ in range(6):
         site.pass_time(app, 60)
     first = int(START // 120 + 1) * 120
@@ -624,9 +632,11 @@ def test_the_commands_bring_the_scheduler_to_the_code(site: Site, tmp_path: Path
         code.write_text(f"from cloudq import *\napp = CloudQ('shop', default_queue='work')\n{task}\n{lines}\n")
 
     def run(*args: str, exits: int = 0) -> Any:
-        done = subprocess.run(
-            [sys.executable, "-m", "cloudq.cli", "schedule", *args], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
-        )
+        command = [sys.executable, "-m", "cloudq.cli", "schedule", *args]
+        for _ in range(3):
+            done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=180)
+            if done.returncode != 3:  # moto was not held up for longer than a request may take
+                break
         assert done.returncode == exits, done.stderr
         return json.loads(done.stdout) if "--json" in args else done.stdout + done.stderr
 
@@ -744,6 +754,18 @@ def test_a_throttled_request_is_made_again(site: Site, wire: Proxy) -> None:
     wire.decide = first(1, Answer(429, {"__type": "ThrottlingException", "message": "Rate exceeded"}), "")
     with_timer(site, set_one())
     assert len(site.firing.read()) == 1
+
+
+@pytest.mark.parametrize(("status", "code"), [(429, "ThrottlingException"), (503, "ServiceUnavailable")])
+def test_a_call_outlasts_a_scheduler_that_takes_nothing_for_a_while(site: Site, wire: Proxy, status: int, code: str) -> None:
+    refusal = Answer(status, {"__type": code, "message": "Rate exceeded"})
+    wire.decide = lambda request: refusal
+    with pytest.raises(TimerUnavailable, match="try again later"):
+        with_timer(site, set_one())
+    wire.decide = first(3 * wire.requests.total(), refusal, "")  # twice as many again as the SDK made of one
+    app = site.app()
+    result = app["note"].options(delay="3d").delay("x")
+    assert [found["Name"] for found in site.firing.read()] == [f"at-{result.id}"]
 
 
 def test_a_request_whose_answer_was_lost_is_made_again(site: Site, wire: Proxy) -> None:

@@ -23,7 +23,7 @@ from cloudq.errors import BatchSendError, BrokerError, BrokerUnavailable, SendUn
 from cloudq.memory import MemoryBroker, MemoryStore
 from cloudq.memory.broker import DEFAULT
 from cloudq.message import new_ids
-from cloudq.sending import Tally
+from cloudq.parcels import Tally
 
 
 class Remote(MemoryBroker):
@@ -119,9 +119,14 @@ def test_what_no_answer_comes_for_is_unknown_by_its_index() -> None:
 
     app = app_of(Silent())
     app.sender.patience = 0.3
-    with pytest.raises(BatchSendError) as caught:
-        app.send_many(app["take"].s(n) for n in range(25))
-    assert sorted(caught.value.failed) == list(range(10))
+    while True:
+        with pytest.raises(BatchSendError) as caught:
+            app.send_many(app["take"].s(n) for n in range(25))
+        if set(caught.value.failed) == set(range(10)):
+            break
+        assert set(caught.value.failed) > set(range(10))
+        app.sender.patience *= 2  # the machine stood still
+        assert app.sender.patience < 10
     assert {type(each) for each in caught.value.failed.values()} == {SendUnknown}
 
 
@@ -191,7 +196,7 @@ def test_an_entry_that_is_refused_while_the_patience_ends_is_not_taken_for_accep
             return super().__iter__()
 
     tally.answered = Late(2)
-    failures = sender._failures(Bulk(Entry("q", Outgoing(body="x"), str(n)) for n in range(2)), tally)
+    failures = sender._failures(Bulk(Entry("q", Outgoing(body="x"), str(n)) for n in range(2)), tally, "in time")
     assert failures[0] is refused
     assert isinstance(failures[1], SendUnknown)
 
@@ -199,7 +204,6 @@ def test_an_entry_that_is_refused_while_the_patience_ends_is_not_taken_for_accep
 def test_many_calls_are_sent_although_callers_beside_them_keep_the_queue_full() -> None:
     broker = Scripted(taken, trip=0.02)
     app = app_of(broker)
-    app.sender.patience = 3.0
 
     async def scenario() -> None:
         async def caller() -> None:
@@ -223,8 +227,14 @@ def test_a_call_beside_many_does_not_wait_for_all_of_them() -> None:
     many.start()
     while len(broker.requests) < 20:
         threading.Event().wait(0.001)
-    app["take"].delay(0)
-    assert len(broker.requests) < 500
+
+    async def beside() -> int:  # counted where the requests are made, whatever the threads' turns
+        before = len(broker.requests)
+        await app["take"].adelay(0)
+        return before
+
+    before = app.io.run(beside(), timeout=60)
+    assert broker.requests.index(1) - before < 100
     many.join()
     assert sum(broker.requests) == 10_001
 

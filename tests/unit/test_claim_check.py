@@ -424,7 +424,7 @@ def test_a_worker_without_the_place_waits_for_its_deploy_and_then_says_what_it_l
 def test_a_body_that_takes_every_reader_along_is_given_up_unread(make: Any) -> None:
     world = make()
     world.shelf.broken = [AssertionError("nothing may be read")]
-    job = world.admit(claim(), receives=6)
+    job = world.admit(claim(), receives=10)
     assert isinstance(job.outcome, Dead)
     assert "crash loop" in job.outcome.reason
 

@@ -31,6 +31,18 @@ class Recorder:
         self.open -= 1
 
 
+class _Time:
+    """The running loop's, which stands still but for ``pass_``: else a busy machine's lingers would be over too soon."""
+
+    def __init__(self) -> None:
+        self.now = (loop := asyncio.get_running_loop()).time()
+        loop.time = lambda: self.now  # type: ignore[method-assign]
+
+    async def pass_(self, seconds: float) -> None:
+        self.now += seconds
+        await _turns()
+
+
 async def _turns(count: int = 3) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
@@ -66,6 +78,7 @@ def test_a_full_batch_goes_at_once_while_a_request_is_in_flight() -> None:
 
 def test_a_partial_batch_waits_while_a_request_is_in_flight_and_goes_after_its_linger() -> None:
     async def scenario() -> None:
+        time = _Time()
         recorder = Recorder(held=True)
         lane = Coalescer[object](recorder, count=10, linger=0.01)
         lane.add(0)
@@ -75,7 +88,7 @@ def test_a_partial_batch_waits_while_a_request_is_in_flight_and_goes_after_its_l
         lane.add(2)
         assert recorder.batches == [[0]]
         assert lane.pending == [1, 2]
-        await asyncio.sleep(0.05)
+        await time.pass_(0.05)
         assert recorder.batches == [[0], [1, 2]]
         recorder.gate.set()
         await lane.drain()
@@ -86,13 +99,14 @@ def test_a_partial_batch_waits_while_a_request_is_in_flight_and_goes_after_its_l
 
 def test_a_lane_that_is_not_eager_lingers_also_when_idle() -> None:
     async def scenario() -> None:
+        time = _Time()
         recorder = Recorder()
         lane = Coalescer[object](recorder, count=10, linger=0.01, eager=False)
         lane.add(0)
         await _turns(5)
         lane.add(1)
         assert recorder.batches == []
-        await asyncio.sleep(0.05)
+        await time.pass_(0.05)
         assert recorder.batches == [[0, 1]]
 
     asyncio.run(scenario())

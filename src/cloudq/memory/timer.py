@@ -7,14 +7,15 @@ import itertools
 import logging
 import math
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from cloudq.broker import Broker, Outgoing
 from cloudq.clock import Clock
 from cloudq.errors import CloudQError, ConfigError, TimerError
 from cloudq.forks import Lock, protect
+from cloudq.io import drive
 from cloudq.timer import Schedule, TimerLimits, last_fire
 
 RETRY_SECONDS: Final = 1.0
@@ -23,7 +24,6 @@ RETRY_SECONDS: Final = 1.0
 SLOT: Final = "<slot>"
 
 _log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
@@ -160,7 +160,7 @@ class MemoryTimer:
 
     def _send(self, entry: _Entry) -> bool:
         try:
-            error: Exception | None = _run(self._broker.send(entry.queue, [entry.message]))[0]
+            error: Exception | None = drive(self._broker.send(entry.queue, [entry.message]))[0]
         except CloudQError as failure:
             error = failure
         if error is not None:
@@ -171,14 +171,3 @@ class MemoryTimer:
 def _tick(schedule: Schedule, slot: float) -> Outgoing:
     """The message of one fire."""
     return replace(schedule.message, body=schedule.message.body.replace(SLOT, str(int(slot))), delay=0.0)
-
-
-def _run(call: Coroutine[Any, Any, _T]) -> _T:
-    """The result of a call that never suspends, as ``limits.local`` promises."""
-    try:
-        call.send(None)
-    except StopIteration as stop:
-        value: _T = stop.value
-        return value
-    call.close()
-    raise RuntimeError("a local broker's send suspended")
