@@ -6,9 +6,13 @@ import asyncio
 import importlib
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
+
+from cloudq_aws.errors import note_answer
 
 _CONNECT = 3.0
 """Seconds for one connect."""
@@ -21,81 +25,89 @@ _THREADS = 16
 class BotoClient:
     """Requests to one service over botocore, which is all of boto3 that they need; otherwise as ``cloudq_aws.client.Client``.
 
-    It belongs to no loop, and is made anew in a forked child. ``open`` loads the SDK in the calling thread, so that a host can do so
-    while it starts. A request that is given up ends in its thread by itself, within ``read_timeout`` for each try.
+    It belongs to no loop, and is made anew in a forked child; the SDK client for polling is made with the first poll. ``open`` loads the
+    SDK in the calling thread, so that a host can do so while it starts. A request that is given up ends in its thread by itself, within
+    ``read_timeout`` for each try.
     """
 
-    def __init__(self, service: str, region: str | None, *, read_timeout: float) -> None:
+    def __init__(self, service: str, region: str | None, *, read_timeout: float, poll_timeout: float | None = None) -> None:
         self._service = service
         self._region = region
-        self._read_timeout = read_timeout
+        self._read_timeouts = (read_timeout, poll_timeout or read_timeout)
         self._begin()
 
     def _begin(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._sdk: Any = None
+        self._session: Any = None
+        self._sdks: dict[float, Any] = {}
         self._pool: ThreadPoolExecutor | None = None
 
-    async def request(self, action: str, *, within: float, **parameters: Any) -> dict[str, Any]:
+    async def request(self, action: str, *, within: float, polling: bool = False, **parameters: Any) -> dict[str, Any]:
         """Carry out ``action`` (``SendMessageBatch``) with the SDK's retries; TimeoutError after ``within`` seconds.
 
         A streamed ``Body`` (S3 GetObject) is answered as its bytes.
         """
         async with asyncio.timeout(within):
-            answer: dict[str, Any] = await self._in_thread(action, parameters)
+            answer: dict[str, Any] = await self._in_thread(self._perform, action, polling, parameters)
             return answer
 
     async def region(self) -> str:
         """The region that requests go to."""
-        return str((await self._in_thread(None, {})).meta.region_name)
+        return str((await self._in_thread(self._open)).meta.region_name)
 
     async def close(self) -> None:
         """Close the connections; requests under way end by themselves."""
         with self._lock:
-            sdk, pool, self._sdk, self._pool = self._sdk, self._pool, None, None
+            sdks, pool, self._sdks, self._pool, self._session = self._sdks, self._pool, {}, None, None
         if pool is not None:
             pool.shutdown(wait=False)
-        if sdk is not None:
+        for sdk in sdks.values():
             sdk.close()
 
     def open(self) -> None:
-        """Load the SDK and make its client, where that has not been done."""
-        self._open()
+        """Load the SDK and make its client, where that has not been done and can be: what is wrong, the first request says."""
+        with suppress(Exception):
+            self._open()
 
-    async def _in_thread(self, action: str | None, parameters: dict[str, Any]) -> Any:
+    async def _in_thread(self, perform: Callable[..., Any], *arguments: object) -> Any:
         if self._pid != os.getpid():  # a forked child: the connections are the parent's, and its threads are not here
             self._begin()
         with self._lock:
             pool = self._pool = self._pool or ThreadPoolExecutor(_THREADS, f"cloudq-{self._service}")
-        return await asyncio.get_running_loop().run_in_executor(pool, self._perform, action, parameters)
+        return await asyncio.get_running_loop().run_in_executor(pool, perform, *arguments)
 
-    def _perform(self, action: str | None, parameters: dict[str, Any]) -> Any:
-        sdk = self._open()
-        if action is None:
-            return sdk
-        answer: dict[str, Any] = getattr(sdk, _method(action))(**parameters)
+    def _perform(self, action: str, polling: bool, parameters: dict[str, Any]) -> dict[str, Any]:
+        answer: dict[str, Any] = getattr(self._open(polling), _method(action))(**parameters)
+        note_answer()
         body: Any = answer.get("Body")
         if hasattr(body, "read"):
             answer["Body"] = body.read()
         return answer
 
-    def _open(self) -> Any:
-        if self._sdk is None:
+    def _open(self, polling: bool = False) -> Any:
+        read_timeout = self._read_timeouts[polling]
+        sdk = self._sdks.get(read_timeout)
+        if sdk is None:
             with self._lock:
-                if self._sdk is None:
-                    # By name: the SDK ships no types, and nothing loads it before it is used.
-                    session = importlib.import_module("botocore.session").get_session()
-                    config = importlib.import_module("botocore.config").Config(
-                        connect_timeout=_CONNECT,
-                        read_timeout=self._read_timeout,
-                        max_pool_connections=_THREADS,
-                        parameter_validation=False,
-                        user_agent=session.user_agent(),  # said once: putting it together is a tenth of the CPU of a request
-                        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
-                    )
-                    self._sdk = session.create_client(self._service, region_name=self._region, config=config)
-        return self._sdk
+                sdk = self._sdks[read_timeout] = self._sdks.get(read_timeout) or self._made(read_timeout)
+        return sdk
+
+    def _made(self, read_timeout: float) -> Any:
+        # By name: the SDK ships no types, and nothing loads it before it is used.
+        session = self._session or importlib.import_module("botocore.session").get_session()
+        if session.get_credentials() is None:
+            raise importlib.import_module("botocore.exceptions").NoCredentialsError
+        self._session = session
+        config = importlib.import_module("botocore.config").Config(
+            connect_timeout=_CONNECT,
+            read_timeout=read_timeout,
+            max_pool_connections=_THREADS,
+            parameter_validation=False,
+            user_agent=session.user_agent(),  # said once: putting it together is a tenth of the CPU of a request
+            retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+        )
+        return session.create_client(self._service, region_name=self._region, config=config)
 
 
 @lru_cache(None)

@@ -16,7 +16,7 @@ from cloudq.adapters import Adapter, AdapterContext, Location
 from cloudq.clock import Clock, SystemClock
 from cloudq.errors import CloudQError, ConfigError, Conflict, DocumentTooLarge, StoreError, StoreUnavailable
 from cloudq.store import ANY, MISSING, Document, Expect, Page, StoreLimits, Value
-from cloudq_aws.client import client_for
+from cloudq_aws.client import client_for, open_now
 from cloudq_aws.errors import DENIED, Refusal, Service, mapped_to
 from cloudq_aws.s3 import Bodies
 
@@ -175,6 +175,10 @@ class DynamoDBStore:
             ready = sorted(key for key in found if key < complete)
         documents = [(key, await self._read(found[key])) for key in ready[:limit]]
         return Page(documents, ready[limit - 1] if len(ready) > limit else None)
+
+    def open(self) -> None:
+        """As ``cloudq_aws.client.Opens``."""
+        open_now(self._client)
 
     async def close(self) -> None:
         await self._client.close()

@@ -15,6 +15,7 @@ from cloudq.outcome import Again, Dead, Done, Dropped, Failure, Later, Outcome
 from cloudq.runner import Job
 from cloudq.settle import is_settled, settle
 from cloudq.values import dumps
+from cloudq_aws.client import Opens
 from cloudq_aws.function.batch import Batch
 from cloudq_aws.function.execution import Execution
 from cloudq_aws.function.limits import LambdaContext, TimeLeft
@@ -57,9 +58,9 @@ class Handler:
         self._execution = Execution(app)
         self._queues: dict[str, str] = {}
         if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
-            if isinstance(app.broker, SQSBroker):
-                app.broker.open()  # now: a function starts with more CPU than most run with
-            _ = app.store
+            for seam in (app.broker, app.store, app.timer):
+                if isinstance(seam, Opens):
+                    seam.open()  # now: a function starts with more CPU than most run with
 
     def __call__(self, event: object, context: LambdaContext | None = None) -> Any:
         """Handle one event. Raises ConfigError for one that is neither an SQS batch nor a call."""

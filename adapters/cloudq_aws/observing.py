@@ -1,7 +1,7 @@
 """Reads what a plan's queues, functions, table, schedules and bucket are at AWS. It changes nothing, and receives no message.
 
-Needs, on the things of the plan: sqs:GetQueueUrl and GetQueueAttributes; lambda:GetFunctionConfiguration, GetFunctionConcurrency,
-GetFunctionRecursionConfig, and ListEventSourceMappings on ``*``; dynamodb:DescribeTable and DescribeTimeToLive;
+Needs, on the things of the plan: sqs:GetQueueUrl and GetQueueAttributes, and ListQueues on ``*``; lambda:GetFunctionConfiguration,
+GetFunctionConcurrency, GetFunctionRecursionConfig, and ListEventSourceMappings on ``*``; dynamodb:DescribeTable and DescribeTimeToLive;
 scheduler:GetScheduleGroup, GetSchedule, and ListSchedules on ``*``; s3:ListBucket and GetLifecycleConfiguration. What is not allowed is
 told of, and the rest is read.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, Final, cast
 
 from cloudq.deploy.observed import Bucket, Function, Looking, Missing, Observed, Queue, Schedule, Source, Store, Timer
@@ -82,7 +82,10 @@ async def _observe(plan: Plan, reader: _Reader) -> Observed:
         return await reader.sources(arns[name])
 
     consumed = [each.resource for each in plan.queues if each.runs_on != "none" and each.resource in arns]
-    fed = await look.each("event sources", consumed, sources)
+    fed, (beside, _) = await asyncio.gather(
+        look.each("event sources", consumed, sources),
+        look.one("other queues of the prefix", plan.prefix, reader.beside(plan.prefix, names)),
+    )
     return Observed(
         place=f"{await reader.region()}, account {account}",
         queues={name: found and found[0] for name, found in queues.items()},
@@ -93,6 +96,7 @@ async def _observe(plan: Plan, reader: _Reader) -> Observed:
         timers=timers,
         schedules={} if listed and schedules is None else schedules,
         buckets=buckets,
+        beside=beside or {},
         unread=tuple(look.unread),
     )
 
@@ -146,6 +150,22 @@ class _Reader:
             max_receives=int(redrive["maxReceiveCount"]) if "maxReceiveCount" in redrive else None,
             waiting=int(said["ApproximateNumberOfMessages"]),
         ), said["QueueArn"]
+
+    async def beside(self, prefix: str, known: Container[str]) -> Mapping[str, int]:
+        """Queues of the prefix that are not known, with how many messages wait there; of those that are gone by then, nothing."""
+        if not prefix:  # then it would be the account's
+            return {}
+        listed = await self._pages("sqs", "ListQueues", "QueueUrls", ("NextToken", "NextToken"), QueueNamePrefix=prefix, MaxResults=1_000)
+        urls = {name: str(url) for url in listed if (name := _plain(str(url))) not in known}
+
+        async def waiting(url: str) -> int:
+            try:
+                said = await self.ask("sqs", "GetQueueAttributes", QueueUrl=url, AttributeNames=["ApproximateNumberOfMessages"])
+            except Missing:
+                return 0
+            return int(said["Attributes"]["ApproximateNumberOfMessages"])
+
+        return dict(zip(urls, await asyncio.gather(*map(waiting, urls.values())), strict=True))
 
     async def function(self, name: str, look: Looking) -> Function:
         said = await self.ask("lambda", "GetFunctionConfiguration", FunctionName=name)
@@ -212,14 +232,14 @@ class _Reader:
         days = [int(rule["Expiration"]["Days"]) for rule in rules if rule.get("Status") == "Enabled" and _of_all(rule)]
         return Bucket(days=min(days, default=None))
 
-    async def _pages(self, service: str, action: str, what: str, token: tuple[str, str], **parameters: Any) -> list[Mapping[str, Any]]:
+    async def _pages(self, service: str, action: str, what: str, token: tuple[str, str], **parameters: Any) -> list[Any]:
         """What a listing has, whole."""
-        found: list[Mapping[str, Any]] = []
+        found: list[Any] = []
         given, answered = token
         more: dict[str, str] = {}
         for _ in range(_PAGES):
             page = await self.ask(service, action, **parameters, **more)
-            found += page[what]
+            found += page.get(what, ())
             if not page.get(answered):
                 break
             more = {given: page[answered]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 from urllib.parse import urlsplit
 
 from cloudq.errors import CloudQError, ConfigError, StoreError, StoreUnavailable
@@ -60,7 +61,7 @@ class Bodies:
     async def close(self) -> None:
         await self._client.close()
 
-    async def _call(self, action: str, key: str, **parameters: object) -> dict[str, bytes]:
+    async def _call(self, action: str, key: str, **parameters: Any) -> dict[str, bytes]:
         with mapped_to(_S3, action, f"{action} of s3://{self._bucket}/{key}"):
             return await self._client.request(action, within=_ANSWER, Bucket=self._bucket, Key=key, **parameters)
 

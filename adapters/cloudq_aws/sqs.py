@@ -27,8 +27,7 @@ from cloudq.errors import (
     SettleError,
 )
 from cloudq_aws import undelivered
-from cloudq_aws.boto import BotoClient
-from cloudq_aws.client import client_for
+from cloudq_aws.client import client_for, open_now
 from cloudq_aws.errors import THROTTLED, RequestRefused, mapped, short_code
 from cloudq_aws.s3 import Bodies
 
@@ -45,6 +44,8 @@ _RESTING = 2 * 14 * 86_400.0
 
 _ANSWER = 15.0
 """Seconds that a request with its SDK retries may take, beyond the wait that it asks for."""
+_SILENCE = 4.0
+"""Seconds without an answer after which the SDK tries again: three tries fit, where a connection has gone silent."""
 
 # Compiled at their first use, which a cold start has no time for.
 _NAME = r"(?=.{1,80}\Z)[A-Za-z0-9_-]+(?:\.fifo)?"
@@ -110,7 +111,7 @@ class SQSBroker:
         )
         self._prefix = prefix
         self._clock = clock or SystemClock()
-        self._client = client_for("sqs", region, read_timeout=poll + 10, sdk=client)
+        self._client = client_for("sqs", region, read_timeout=_SILENCE, poll_timeout=poll + 10, sdk=client)
         self._checks = claim_checks
         self._urls: dict[str, str] = {}
         self._sizes: dict[str, int] = {}
@@ -184,6 +185,7 @@ class SQSBroker:
             "ReceiveMessage",
             queue,
             wait=wait,
+            polling=True,
             MaxNumberOfMessages=min(max_messages, _BATCH),
             WaitTimeSeconds=min(math.ceil(wait), _WAIT),
             VisibilityTimeout=int(self._limits.lease),
@@ -256,9 +258,8 @@ class SQSBroker:
         return name.removeprefix(self._prefix) if name.startswith(self._prefix) and name != self._prefix else arn
 
     def open(self) -> None:
-        """Load boto3 and make its client now, for a host whose start is cheaper than its first request; with aiobotocore do nothing."""
-        if isinstance(self._client, BotoClient):
-            self._client.open()
+        """As ``cloudq_aws.client.Opens``."""
+        open_now(self._client)
 
     async def close(self) -> None:
         await self._client.close()
@@ -287,7 +288,7 @@ class SQSBroker:
         return url
 
 
-def _where(queue: str, prefix: str, region: str) -> dict[str, str]:
+def _where(queue: str, prefix: str, region: str) -> dict[str, Any]:
     """What GetQueueUrl is asked for a name or an ARN."""
     if arn := re.fullmatch(_ARN, queue):
         if arn[1] != region:

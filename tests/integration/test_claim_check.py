@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,7 +44,7 @@ class Site:
 
     def app(self, options: str = "", *, place: bool = True, **settings: Any) -> CloudQ:
         bodies = f"&bodies=s3://{self.bucket}/shop/bodies" if place else ""
-        broker = f"sqs://{REGION}/?lease=10&wait=1{bodies}{options}"
+        broker = f"sqs://{REGION}/?lease=60&wait=1{bodies}{options}"
         app = CloudQ("claims", **{"broker": broker, "default_queue": self.queue, **settings})
         self.apps.append(app)
 
@@ -63,7 +64,7 @@ class Site:
             until(lambda: worker.handled >= count, f"{count} messages")
         finally:
             worker.stop()
-            worker.join(30)
+            worker.join(60)
 
     def bodies(self) -> dict[str, bytes]:
         """What lies in the bucket."""
@@ -158,6 +159,36 @@ def test_a_forged_body_is_not_run_and_a_bucket_that_is_absent_is_named(site: Sit
     absent = site.app(place=False, broker=f"sqs://{REGION}/?bodies=s3://{site.bucket}-absent")
     with pytest.raises(SendError, match=f"s3://{site.bucket}-absent/.*no such bucket"):
         absent["take"].delay(BIG)
+
+
+@pytest.mark.parametrize("client", ["aiobotocore", "boto3"])
+def test_a_connection_that_is_cut_inside_a_body_makes_its_claim_wait(site: Site, monkeypatch: pytest.MonkeyPatch, client: str) -> None:
+    site.app()["take"].delay(f"waits {BIG}")
+    monkeypatch.setattr(runner, "BODY_DELAY", 1.0)
+
+    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 206 Partial Content\r\nContent-Length: 1200000\r\n\r\n" + b"x" * 9000)
+        await writer.drain()
+        writer.close()
+
+    app = site.app(f"&client={client}")
+    s3 = app.io.run(_serve(cut))
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{s3.sockets[0].getsockname()[1]}")
+    site.work(app, 1)
+    app.io.run(_end(s3))
+    assert site.sqs.depth(f"{site.queue}-dlq") == 0
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", site.endpoint)
+    site.work(site.app(), 1)
+    assert site.ran == [("waits ", 6 + len(BIG))]
+
+
+async def _serve(answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> asyncio.Server:
+    return await asyncio.start_server(answer, "127.0.0.1", 0)
+
+
+async def _end(server: asyncio.Server) -> None:
+    server.close()
 
 
 def test_while_s3_is_away_a_claim_waits_and_others_run(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

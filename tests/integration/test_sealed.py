@@ -22,6 +22,7 @@ from cloudq_aws.handler import lambda_handler
 from cloudq_aws.kms import KMSKeys
 from tests.acceptance.ledger import until
 from tests.event_source import event
+from tests.proxy import Answer, first, proxy
 from tests.servers import AWS_ENV, REGION, SQSServer, aws_client, free_port, moto, ours, unique, use
 
 OLD, NEW, WRONG = (f"{id}:{base64.b64encode(seed * 32).decode()}" for id, seed in (("old", b"o"), ("new", b"n"), ("new", b"w")))
@@ -52,7 +53,7 @@ class Site:
         server.make_queue(self.queue, dead_letter=f"{self.queue}-dlq")
 
     def app(self, *, options: str = "", **keys: Any) -> CloudQ:
-        app = CloudQ("sealed", broker=f"sqs://{REGION}/?lease=10&wait=1{options}", default_queue=self.queue, **keys)
+        app = CloudQ("sealed", broker=f"sqs://{REGION}/?lease=60&wait=1{options}", default_queue=self.queue, **keys)
         self.apps.append(app)
 
         @app.task(name="take")
@@ -71,7 +72,7 @@ class Site:
             until(lambda: worker.handled >= count, f"{count} messages")
         finally:
             worker.stop()
-            worker.join(30)
+            worker.join(60)
 
     def receive(self, queue: str | None = None) -> list[Any]:
         url = self.server.boto3.get_queue_url(QueueName=queue or self.queue)["QueueUrl"]
@@ -143,8 +144,8 @@ def test_child_processes_run_what_their_parent_has_opened_and_commands_show_what
 
     def run(*args: str, **env: str) -> str:
         command = [sys.executable, "-m", "cloudq", "-A", "tasks:app", *args]
-        environment = {**os.environ, "QUEUE": site.queue, "CLOUDQ_BROKER": f"sqs://{REGION}/?lease=10", **env}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        environment = {**os.environ, "QUEUE": site.queue, "CLOUDQ_BROKER": f"sqs://{REGION}/?lease=60", **env}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         return done.stdout + ("" if "--json" in args or "export" in args else done.stderr)
 
@@ -204,6 +205,48 @@ def test_messages_are_encrypted_under_a_kms_key(
         site.work(host, 13)
     assert sorted(site.ran) == sorted(["fail hidden", *(f"hidden {number}" for number in range(12))])
     assert json.loads(site.receive(f"{site.queue}-dlq")[0]["Body"])["enc"].startswith("local.")
+
+
+@pytest.mark.parametrize("code", ["DisabledException", "KMSInvalidStateException", "AccessDeniedException", "NotFoundException"])
+def test_messages_wait_while_their_key_is_switched_off(
+    site: Site, kms: tuple[Any, str, str], code: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("cloudq.runner.BODY_DELAY", 1.0)
+    caplog.set_level(logging.ERROR, "cloudq.kms")
+    with proxy(kms[1]) as wire:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_KMS", wire.endpoint)
+        keys = f"2026:kms://{REGION}/alias/cloudq"
+        site.app(encryption=keys)["take"].delay("hidden")
+        wire.decide = lambda request: Answer(400, {"__type": code, "message": "no"}) if request.action == "Decrypt" else None
+        host = site.app(encryption=keys)
+        site.work(host, 2)
+        wire.decide = None
+        site.work(host, 1)
+    assert site.ran == ["hidden"]
+    assert site.server.depth(f"{site.queue}-dlq") == 0
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "cloudq.kms"]
+    assert "messages wait for their key" in said
+    assert "alias/cloudq" in said
+
+
+def test_a_key_that_was_not_wrapped_by_ours_makes_a_dead_letter(
+    site: Site, kms: tuple[Any, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with proxy(kms[1]) as wire:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_KMS", wire.endpoint)
+        app = site.app(encryption=f"2026:kms://{REGION}/alias/cloudq")
+        for wrong in (
+            {"__type": "InvalidCiphertextException"},
+            {
+                "__type": "ValidationException",
+                "message": "1 validation error detected: Value at 'ciphertextBlob' failed to satisfy constraint",
+            },
+        ):
+            app["take"].delay("hidden")
+            wire.decide = first(99, Answer(400, wrong), "Decrypt")
+            site.work(site.app(encryption=f"2026:kms://{REGION}/alias/cloudq"), 1)
+    assert site.ran == []
+    assert [reason.partition(":")[0] for reason in site.reasons(app)] == ["it could not be decrypted"] * 2
 
 
 def test_what_kms_refuses_is_said_with_what_to_do(kms: tuple[Any, str, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,5 +105,5 @@ def test_the_entry_has_read_them_when_the_app_s_module_is_imported(sdk: Any, ser
         "CLOUDQ_SECRETS": json.dumps({"STRIPE_KEY": name}),
     }
     command = [sys.executable, "-W", "error", "-c", "import cloudq_aws.entry"]
-    ran = subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    ran = subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "key-1\n", "")

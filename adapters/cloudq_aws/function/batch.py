@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from cloudq.broker import Delivery
@@ -31,6 +32,12 @@ ASYNC_TASKS: Final = 100
 FETCHES: Final = 16
 """Bodies that are fetched at once: as many as the client has threads."""
 SETTLE_TRIES: Final = 3
+TO_GIVE_BACK: Final = 0.4
+"""Seconds that settling leaves at the function's end, for what it could not settle."""
+SOON: Final = 30.0
+LATEST: Final = 900.0
+"""Seconds until a record that could not be settled comes again: ``SOON``, doubled with each delivery up to ``LATEST``. The queue's own
+visibility timeout, six times the function's, is for a function that died."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -50,7 +57,7 @@ class _Record:
 
     @property
     def strikes(self) -> int:
-        """How often a process may have died over it: deliveries and runs that came to no outcome."""
+        """How often a process may have died over it: deliveries and runs that came to no outcome. It may have been throttled, too."""
         job = self.job
         return max(job.delivery.receives - 1, 0) + (job.message.crashes if job.message is not None else 0)
 
@@ -104,14 +111,14 @@ class Batch:
     def _run_last_chance(self, suspects: Sequence[_Record], unique: Sequence[_Record]) -> list[_Record]:
         """Run a record that one more strike would make a dead letter, before any other can hurt it; returns the suspects that are left.
 
-        Of several one runs, and the others are sent anew, one strike better: so a strike that ends a message is its own.
+        Of several one runs, and the others are sent anew, some strikes better: so a strike that ends a message is its own.
         """
-        cap = self._app.conf.crash_cap
-        last = [record for record in suspects if record.strikes >= cap - 1]
+        most = 2 * self._app.conf.crash_cap - 2  # the runner's cap for deliveries, and about the queue's own
+        last = [record for record in suspects if record.strikes >= most]
         if last:
             random.shuffle(last)
             for record in last[1:]:
-                self._conclude(record, Later(0.0, "another may crash the process first", {"crashes": max(cap - 2, 0)}), ran=False)
+                self._send_anew(record, "another may crash the process first")
             self._delete_finished(unique)
             self._run_group(last[:1])
             self._delete_finished(unique)
@@ -327,9 +334,9 @@ class Batch:
         for record in records:
             if record.verdict is None and record.settling is not None:
                 try:
-                    record.verdict = record.settling.result(self._time_left.for_settling())
+                    record.verdict = record.settling.result(self._time_left.for_settling(TO_GIVE_BACK))
                 except Exception as error:
-                    record.verdict = Verdict.KEEP
+                    record.verdict = Verdict.LEFT
                     logger.error("%s is left in its queue: settling failed: %s: %s", record.job.label, type(error).__name__, error)
 
     def _delete_finished(self, records: Iterable[_Record]) -> None:
@@ -340,17 +347,15 @@ class Batch:
             record.deleted = True
         self._request(finished, self._app.broker.ack, "deleting")
 
-    def _give_back(self, records: Iterable[_Record]) -> None:
-        """Make visible at once what was not begun.
+    def _give_back(self, records: Sequence[_Record]) -> None:
+        """Make visible at once what was not begun, and soon what could not be settled.
 
-        Each delivery counts at the queue, and too many look like a crash loop: from the second time on a record is sent again instead,
-        with the strikes that it has.
+        Each delivery counts at the queue, and too many look like a crash loop: from the second time on a record is sent again instead.
         """
         left = [record for record in records if record.verdict is None]
         for record in left:
             if not record.job.ordered and record.strikes:
-                why = "the function's time was over before it could start"
-                self._conclude(record, Later(0.0, why, {"crashes": record.strikes}), ran=False)
+                self._send_anew(record, "the function's time was over before it could start")
         self._await_settling(left)
         left = [record for record in left if record.verdict is None]
         claims = [record.job.claim for record in left if record.job.claim is not None]
@@ -364,6 +369,18 @@ class Batch:
         self._request(
             [copy for record in left for copy in (record, *record.copies)], lambda some: self._app.broker.extend(some, 0), "giving"
         )
+        by_delay: dict[float, list[_Record]] = {}
+        for record in records:
+            for each in (record, *record.copies) if record.verdict is Verdict.LEFT else ():
+                delay = min(SOON * 2.0 ** min(max(each.job.delivery.receives - 1, 0), 10), LATEST)
+                by_delay.setdefault(delay, []).append(each)
+        for delay, some in by_delay.items():
+            self._request(some, partial(self._app.broker.extend, seconds=delay), "delaying")
+
+    def _send_anew(self, record: _Record, why: str) -> None:
+        """The queue counts a new message's deliveries from 1. Without a store it takes along the strikes that it has, but for the last."""
+        changes = {} if self._app.store is not None else {"crashes": min(record.strikes, max(self._app.conf.crash_cap - 2, 0))}
+        self._conclude(record, Later(0.0, why, changes), ran=False)
 
     def _request(self, records: Sequence[_Record], perform: Callable[[Sequence[Delivery]], Any], what: str) -> None:
         """Ask the broker in full batches, all at once; where it fails, the queue's visibility timeout decides."""

@@ -47,9 +47,9 @@ class TimeLeft(NamedTuple):
         """Seconds that tasks may still run; never quite 0, which would be no limit."""
         return max(self.stop - now, 0.001)
 
-    def for_settling(self) -> float | None:
-        """Seconds that settling may still take: a little is kept for the answer."""
-        return None if math.isinf(self.end) else max(self.seconds - 0.1, 0.01)
+    def for_settling(self, kept: float = 0.1) -> float | None:
+        """Seconds that settling may still take: a little is ``kept`` for the answer."""
+        return None if math.isinf(self.end) else max(self.seconds - kept, 0.01)
 
 
 class Alarm:

@@ -1,9 +1,9 @@
-"""As test_kill, with the Firestore store: a worker killed by SIGKILL leaves claims that another takes over, and no result is lost."""
+"""As test_kill, with the stores of the clouds: a worker killed by SIGKILL leaves claims that another takes over, and no result is lost."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,24 +11,35 @@ import pytest
 from cloudq import CloudQ, states
 from tests.acceptance.ledger import Ledger
 from tests.acceptance.test_kill import CALLS, LEASE, Aftermath, Scenario, _call, _letters, _live_and_die, _take_over
-from tests.gcp_servers import Emulator
-from tests.servers import SQSServer, unique, use
+from tests.servers import SQSServer, dynalite, unique, use
 
 pytestmark = pytest.mark.parametrize("sqs_server", ["ours"], indirect=True)
 
 CASES = [("during", "done"), ("after result", "link"), ("before ack", "dead")]
 
 
+@pytest.fixture(scope="module", params=["dynamodb", "firestore"])
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """A store's URL, and the environment that leads to it."""
+    if request.param == "firestore":
+        yield "firestore:///killed", request.getfixturevalue("firestore_emulator").env
+        return
+    with dynalite(tmp_path_factory.mktemp("dynalite")) as server:
+        yield f"dynamodb:///{server.make_table()}", {"AWS_ENDPOINT_URL_DYNAMODB": server.endpoint}
+        server.boto3.close()
+
+
 @pytest.fixture(scope="module")
-def aftermath(sqs_server: SQSServer, firestore_emulator: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aftermath]:
+def aftermath(sqs_server: SQSServer, store: tuple[str, Mapping[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aftermath]:
     """Let a worker die in each scenario, then let one other worker drain all the queues."""
     folder = tmp_path_factory.mktemp("killed")
     ledger = Ledger(folder / "ledger")
+    url, leads_there = store
     env = {
         **sqs_server.env,
-        **firestore_emulator.env,
-        "CLOUDQ_BROKER": f"sqs://?lease={LEASE}",
-        "CLOUDQ_STORE": "firestore:///killed",
+        **leads_there,
+        "CLOUDQ_BROKER": f"sqs://?lease={LEASE}&wait=1",
+        "CLOUDQ_STORE": url,
         "LEDGER": str(ledger.path),
     }
     scenarios = {(step, kind): Scenario(step, kind, unique(kind)) for step, kind in CASES}
