@@ -36,3 +36,11 @@ def seconds(value: Duration, what: str = "duration") -> float:
     if not math.isfinite(result) or result < 0:
         raise ValueError(f"{what} must be a finite time of 0 s or more, not {value!r}")
     return result
+
+
+def text(length: float) -> str:
+    """A duration in the largest unit that counts it whole, as settings read it: ``14d``, ``15m``, ``90s``."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if length >= size and length % size == 0:
+            return f"{length / size:g}{unit}"
+    return f"{length:g}s"

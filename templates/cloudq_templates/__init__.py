@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -31,7 +32,7 @@ def render(target: str, values: Mapping[str, Any], overrides: Path | None = None
     from jinja2 import TemplateError, TemplateSyntaxError
 
     texts = sources((target, *also), overrides)
-    environment = _environment(texts)
+    environment = _environment(tuple(texts.items()))
     written: dict[str, str] = {}
     for name, text in sorted(texts.items()):
         if name.rpartition("/")[2].startswith("_"):
@@ -72,7 +73,8 @@ def _texts(folder: Traversable, before: str) -> Iterator[tuple[str, str]]:
             yield before + each.name, each.read_text("utf-8")
 
 
-def _environment(texts: Mapping[str, str]) -> Environment:
+@lru_cache(maxsize=8)  # compiling templates takes longer than all else
+def _environment(texts: tuple[tuple[str, str], ...]) -> Environment:
     """Jinja2 in which each value is quoted as JSON, by itself: a template can write a bare value only by a filter that checks it."""
     from jinja2 import DictLoader, Environment, StrictUndefined, Undefined
     from markupsafe import Markup
@@ -107,7 +109,7 @@ def _environment(texts: Mapping[str, str]) -> Environment:
         variable_end_string="]]",
         comment_start_string="[#",
         comment_end_string="#]",
-        loader=DictLoader(texts),
+        loader=DictLoader(dict(texts)),
         undefined=StrictUndefined,
         autoescape=True,
         finalize=quoted,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ from cloudq.deploy.targets import also_of, folder_of, values_of
 from cloudq_templates import render
 from tests.infra import tools
 from tests.infra.apps import APPS, plan
-from tests.servers import running
+from tests.servers import free_port, running
 
 
 @pytest.mark.parametrize("name", APPS)
@@ -94,7 +93,7 @@ def started(folder: Path, service: dict[str, Any]) -> Iterator[subprocess.Popen[
 
 
 def eventually(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < deadline, what
         time.sleep(0.05)
@@ -102,9 +101,7 @@ def eventually(holds: Callable[[], bool], what: str) -> None:
 
 def test_its_services_run_tasks_fire_schedules_and_end_what_runs_at_sigterm(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(TASKS, "utf-8")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    made = services(tmp_path, port)
+    made = services(tmp_path, port := free_port())
     queues, worker = made["queues"], made["shop-dev-default"]
     command = [sys.executable, *queues["entrypoint"][1:], *queues["command"]]
     with ExitStack() as stack:
@@ -118,8 +115,8 @@ def test_its_services_run_tasks_fire_schedules_and_end_what_runs_at_sigterm(tmp_
         subprocess.run(["sh", "-c", HEALTHY.replace(HEALTH, str(tmp_path / "alive"))], check=True)
         for process in up:
             process.send_signal(signal.SIGTERM)
-        assert [process.wait(20) for process in up] == [0, 0]
-        answer, _ = calling.communicate(timeout=20)
+        assert [process.wait(60) for process in up] == [0, 0]
+        answer, _ = calling.communicate(timeout=60)
         assert (calling.returncode, answer.strip()) == (0, b'"done"')
         old = time.time() - 120
         os.utime(tmp_path / "alive", (old, old))

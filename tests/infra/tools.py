@@ -48,7 +48,7 @@ def run(*command: str | Path, cwd: Path | None = None, env: Mapping[str, str] | 
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=500,
         check=False,
     )
 

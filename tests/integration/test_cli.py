@@ -21,7 +21,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cloudq.cli.app import cli
-from tests.servers import SQSServer, free_port, unique
+from tests.servers import SQSServer, free_port, moto, unique
 
 TASKS = """
 import os, pathlib, time
@@ -56,7 +56,8 @@ def pid() -> int:
 """
 
 COMMAND = [sys.executable, "-m", "cloudq.cli"]
-PATIENCE = 30.0
+BROKER = "sqs://eu-west-1/?lease=60&wait=1"
+PATIENCE = 120.0
 
 
 @dataclass
@@ -73,7 +74,7 @@ class Shop:
 
     def run(self, *args: str, code: int = 0, **env: str) -> Any:
         """Run a command to its end; returns its JSON, or what it printed."""
-        done = subprocess.run([*COMMAND, *args], cwd=self.folder, env={**self.env, **env}, capture_output=True, text=True, timeout=60)
+        done = subprocess.run([*COMMAND, *args], cwd=self.folder, env={**self.env, **env}, capture_output=True, text=True, timeout=300)
         assert done.returncode == code, f"{args} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
         if code not in (0, 1):
             assert "Traceback" not in done.stderr
@@ -117,6 +118,14 @@ class Started:
         return self.process.returncode
 
 
+@pytest.fixture(scope="module")
+def sqs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SQSServer]:
+    """One server that is none of ours: these tests are about commands, and long."""
+    with moto(tmp_path_factory.mktemp("moto")) as server:
+        yield server
+        server.boto3.close()
+
+
 @pytest.fixture
 def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
     """A shop on memory://."""
@@ -136,7 +145,7 @@ def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
 @pytest.fixture
 def shop(local: Shop, sqs: SQSServer, monkeypatch: pytest.MonkeyPatch) -> Shop:
     """A shop on a real SQS server."""
-    monkeypatch.setenv("CLOUDQ_BROKER", "sqs://eu-west-1/?lease=4")
+    monkeypatch.setenv("CLOUDQ_BROKER", BROKER)
     local.queue = unique()
     sqs.make_queue(local.queue, dead_letter=f"{local.queue}-dlq")
     return local
@@ -259,7 +268,7 @@ def test_a_person_sees_a_banner_and_a_line_for_each_task(shop: Shop) -> None:
     shop.run("call", "tasks.add", "1", "2")
     shop.run("call", "tasks.fails", "fly")
     parent, child = pty.openpty()
-    env = {**shop.env, "TERM": "xterm", "COLUMNS": "120", "CLOUDQ_BROKER": "sqs://eu-west-1/?lease=4"}
+    env = {**shop.env, "TERM": "xterm", "COLUMNS": "120"}
     process = subprocess.Popen([*COMMAND, "worker", "--drain"], cwd=shop.folder, env=env, stdin=child, stdout=child, stderr=child)
     os.close(child)
     said = b""
@@ -271,7 +280,7 @@ def test_a_person_sees_a_banner_and_a_line_for_each_task(shop: Shop) -> None:
     os.close(parent)
     assert process.wait(PATIENCE) == 0
     text = re.sub(r"\x1b\[[0-9;]*m", "", said.decode())
-    assert re.search(r"broker +sqs://eu-west-1/\?lease=4", text)
+    assert re.search(rf"broker +{re.escape(BROKER)}", text)
     assert re.search(r"✓ tasks\.add\[\w+\] [\d.]+ m?s", text)
     assert re.search(r"✗ tasks\.fails\[\w+\] [\d.]+ m?s\s+dead: it raised ValueError: cannot fly", text)
 

@@ -114,7 +114,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
 
 @pytest.fixture
 def cloud(servers: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
-    with urllib.request.urlopen(urllib.request.Request(f"{servers.endpoint}/moto-api/reset", method="POST"), timeout=10):
+    with urllib.request.urlopen(urllib.request.Request(f"{servers.endpoint}/moto-api/reset", method="POST"), timeout=60):
         use({**AWS_ENV, "AWS_ENDPOINT_URL": servers.endpoint}, monkeypatch)
     return servers
 
@@ -449,6 +449,17 @@ def test_one_fault_on_aws_is_one_finding(fault: str, cloud: Cloud, runner: async
     assert found.fix
 
 
+def test_a_queue_that_an_older_plan_left_is_found_with_what_waits_there(cloud: Cloud, runner: asyncio.Runner) -> None:
+    plan, settings = planned()
+    create(plan, settings, cloud)
+    left = cloud["sqs"].create_queue(QueueName="shop-dev-reports")["QueueUrl"]
+    cloud["sqs"].create_queue(QueueName="shop-other-reports")
+    cloud["sqs"].send_message(QueueUrl=left, MessageBody="{}")
+    (found,) = examined(runner, plan, settings)
+    assert (found.level, found.where) == ("warning", "queue shop-dev-reports")
+    assert found.what.endswith("; 1 message waits there")
+
+
 @pytest.fixture
 def between(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """A deployment behind a proxy that may refuse."""
@@ -534,7 +545,7 @@ def test_the_command_says_what_it_found_and_its_exit_code_tells(cloud: Cloud, tm
     def doctor(*options: str, **seams: str) -> tuple[int, str, str]:
         env = {**os.environ, **seams, "AWS_ENDPOINT_URL": cloud.endpoint}
         command = [sys.executable, "-W", "error", "-m", "cloudq", "doctor", *options]
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
         return done.returncode, done.stdout, done.stderr
 
     code, text, _ = doctor()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +26,7 @@ from cloudq_gcp import observing
 from tests.gcp_servers import PROJECT, PubSubServer, StorageServer
 from tests.google_admin import GoogleAdmin, google_admin
 from tests.google_api import GoogleAPI, google_api
-from tests.servers import unique
+from tests.servers import free_port, unique
 
 PLACE = f"projects/{PROJECT}/locations/europe-west1"
 _WEEK = 604_800
@@ -348,7 +349,7 @@ def test_the_command_does_the_same_in_a_process_that_has_loaded_nothing_yet(site
     ]
     (tmp_path / "pyproject.toml").write_text("\n".join(settings))
     command = [sys.executable, "-m", "cloudq", "doctor", "gcp-terraform", "--json"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     found = {each["what"] for each in json.loads(done.stdout)["findings"]}
     assert (done.returncode, found) == (1, {"they are kept for 7d, and not for 31d"}), done.stderr  # as the emulator cannot
 
@@ -360,3 +361,18 @@ def test_what_the_emulators_cannot_be_asked_is_said(site: Site, monkeypatch: pyt
         ("unread", "grants of Pub/Sub's service agent"),
         ("unread", "database"),
     }
+
+
+def test_without_credentials_the_doctor_says_so_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text("from cloudq import CloudQ\napp = CloudQ('shop')\napp.task(name='t', timeout=30)(lambda: None)\n")
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.cloudq]\napp = "shop:app"\ntarget = "gcp-terraform"\ngcp = { project = "shop-123456", region = "europe-west1" }\n'
+    )
+    nobody = f"127.0.0.1:{free_port()}"
+    hidden = ("CLOUDQ_", "GOOGLE_", "GCE_", "PUBSUB_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    environment |= {"HOME": str(tmp_path), "GCE_METADATA_HOST": nobody, "GCE_METADATA_IP": nobody}
+    command = [sys.executable, "-m", "cloudq.cli", "doctor"]
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    (line,) = ran.stderr.splitlines()
+    assert (ran.returncode, "no Google credentials" in line) == (2, True)

@@ -125,7 +125,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 
 def uv(arguments: Iterable[str], cwd: Path | None = None) -> None:
-    ran = subprocess.run([str(UV), "--quiet", *arguments], cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+    ran = subprocess.run([str(UV), "--quiet", *arguments], cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 0, ran.stderr
 
 
@@ -151,13 +151,13 @@ environments = ["sys_platform == 'linux'"]
     return made
 
 
-def deploy(home: Home, project: Path, *arguments: str, tool: str = "uv", code: int = 0) -> tuple[str, str]:
+def deploy(home: Home, project: Path, *arguments: str, tool: str = "uv", code: int = 0, step: str = "--package") -> tuple[str, str]:
     """Run ``cloudq deploy`` in the project; the tool that is not meant is not on the path. Returns what it wrote."""
-    path = os.pathsep.join([str(UV.parent)] if tool == "uv" else [str(home.cloudq.bin)])
+    path = os.pathsep.join([str(UV.parent) if tool == "uv" else str(home.cloudq.bin), str(project.parent / "tools")])
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("CLOUDQ_", "AWS_", "PIP_", "UV_"))}
     environ |= {"PATH": path, "PYTHONPATH": str(project / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [str(home.cloudq.bin / "cloudq"), "deploy", "--out", "infrastructure", "--package", *arguments]
-    ran = subprocess.run(command, cwd=project, env=environ, capture_output=True, text=True, timeout=100, check=False)
+    command = [str(home.cloudq.bin / "cloudq"), "deploy", "--out", "infrastructure", step, *arguments]
+    ran = subprocess.run(command, cwd=project, env=environ, capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == code, ran.stdout + ran.stderr
     return ran.stdout, ran.stderr
 
@@ -218,6 +218,26 @@ def test_two_runs_give_the_same_bytes_and_so_does_pip(home: Home, project: Path)
     with zipfile.ZipFile(package) as archive:
         assert {"shop/tasks.py", "shop/greeting.txt", "pydantic/main.py", "cloudq_aws/entry.py"} <= set(archive.namelist())
     assert package.read_bytes() == one
+
+
+def test_what_is_applied_is_the_code_of_now_unless_it_is_told_to_take_the_package_that_is_there(home: Home, project: Path) -> None:
+    tool, greeting = project.parent / "tools/terraform", project / "src/shop/greeting.txt"
+    package = project / "infrastructure/build/function.zip"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\nexit 0\n")
+    tool.chmod(0o755)
+
+    def packed() -> str:
+        with zipfile.ZipFile(package) as archive:
+            return archive.read("shop/greeting.txt").decode()
+
+    deploy(home, project, step="--apply")
+    assert packed() == "hello "
+    greeting.write_text("bye ")
+    deploy(home, project, "--no-package", step="--apply")
+    assert packed() == "hello "
+    deploy(home, project, step="--apply")
+    assert packed() == "bye "
 
 
 def test_a_lock_says_which_versions_and_brings_nothing_that_only_the_sdk_needs(home: Home, project: Path) -> None:

@@ -151,7 +151,7 @@ def functions(stack: Stack) -> Iterator[list[EventSource]]:
 
 def serve(stack: Stack, functions: list[EventSource]) -> None:
     """Have the functions work until their queues are empty."""
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 240
     while any(stack.depth(each.queue) for each in functions):
         assert time.monotonic() < deadline, stack.wrote()
         for each in functions:
@@ -176,12 +176,12 @@ def test_messages_go_through_the_stack_s_queues_and_come_to_exact_results(stack:
     assert stack["s3"].list_objects_v2(Bucket="stack-dev-bodies-123456789012")["KeyCount"] == 1
     serve(stack, functions)
 
-    assert [each.get(timeout=5) for each in doubled] == [2 * number for number in range(20)]
-    assert flaky.get(timeout=5) == 1
+    assert [each.get(timeout=60) for each in doubled] == [2 * number for number in range(20)]
+    assert flaky.get(timeout=60) == 1
     assert ledger.counts("flaky") == {"1": 3}
-    assert large.get(timeout=5) == 1_100_000
-    assert secret.get(timeout=5) == "s3cret," + SETTINGS["environment"]["GREETING"]
-    assert [each.get(timeout=5) for each in ordered] == [number for number in range(4) for _ in range(2)]
+    assert large.get(timeout=60) == 1_100_000
+    assert secret.get(timeout=60) == "s3cret," + SETTINGS["environment"]["GREETING"]
+    assert [each.get(timeout=60) for each in ordered] == [number for number in range(4) for _ in range(2)]
     for group in ("a", "b"):
         assert [int(each.id) for each in ledger.entries(f"follow-{group}")] == [0, 1, 2, 3]
     assert ledger.counts("double") == {str(number): 1 for number in range(20)} | {str(100 + number): 2 for number in range(4)}
@@ -253,7 +253,7 @@ def test_the_doctor_finds_nothing_wrong_with_the_stack(stack: Stack) -> None:
     assert {each.where for each in found} <= {"recursive loops"}, found  # which moto does not keep
 
 
-def test_a_deleted_stack_leaves_dead_letters_results_and_bodies_behind(stack: Stack) -> None:
+def test_a_deleted_stack_leaves_messages_results_and_bodies_behind(stack: Stack) -> None:
     plan, settings = planned("aws-cloudformation", "old")
     template = _with_parameters(load(render(folder_of(plan.target), values_of(plan, settings))["template.yaml"]))
     for resource in template["Resources"].values():
@@ -263,10 +263,9 @@ def test_a_deleted_stack_leaves_dead_letters_results_and_bodies_behind(stack: St
     made.create_stack(StackName="stack-old", TemplateBody=json.dumps(template), Capabilities=["CAPABILITY_NAMED_IAM"])
     letters = stack["sqs"].get_queue_url(QueueName="stack-old-mails-dlq")["QueueUrl"]
     stack["sqs"].send_message(QueueUrl=letters, MessageBody="evidence")
-    assert len(stack["sqs"].list_queues(QueueNamePrefix="stack-old-")["QueueUrls"]) == 7
+    before = stack["sqs"].list_queues(QueueNamePrefix="stack-old-")["QueueUrls"]
     made.delete_stack(StackName="stack-old")
-    kept = {each.rpartition("/")[2] for each in stack["sqs"].list_queues(QueueNamePrefix="stack-old-")["QueueUrls"]}
-    assert kept == {f"stack-old-{name}" for name in ("mails-dlq", "orders-dlq.fifo", "reports-dlq", "undelivered")}
+    assert (len(before), stack["sqs"].list_queues(QueueNamePrefix="stack-old-")["QueueUrls"]) == (7, before)
     assert stack.depth("stack-old-mails-dlq") == 1
     assert "stack-old" in stack["dynamodb"].list_tables()["TableNames"]
     assert stack["s3"].head_bucket(Bucket="stack-old-bodies-123456789012")

@@ -110,15 +110,33 @@ def test_kubectl_compares_first_and_applies_what_differs_or_cannot_be_compared_o
     ended, shown, asked = run(planned("kubernetes"), tools, says=says)
     assert ended == code
     assert told(tools)[0] == "kubectl diff -k . in out"
-    assert told(tools)[-1] == f"kubectl {last} -k . in out"
+    assert [each for each in told(tools) if " -k . " in each][-1] == f"kubectl {last} -k . in out"
     assert asked == (["run kubectl apply -k .?"] if difference else [])
-    assert (shown[-1] == "nothing would change") is (difference == 0)
+    assert ("nothing would change" in shown) is (difference == 0)
+
+
+GONE = "deployment.apps/shop-dev-reports"
+
+
+@pytest.mark.parametrize("difference", [0, 1])
+@pytest.mark.parametrize("gone", [True, False])
+def test_workers_that_the_files_have_no_more_are_deleted_once_it_has_been_allowed(difference: int, gone: bool, tools: Path) -> None:
+    tool(tools, "kubectl", does=f'[ "$1" = diff ] && exit {difference}\n[ "$1" = get ] && {f"echo {GONE}" if gone else "exit 0"}\nexit 0')
+    todo = planned("kubernetes")
+    ended, shown, asked = run(todo, tools)
+    assert ended == 0
+    labels = "app.kubernetes.io/name=shop,app.kubernetes.io/component=worker,app.kubernetes.io/managed-by=cloudq"
+    where = f"--namespace shop-dev --selector {labels},app.kubernetes.io/instance notin (shop-dev-default)"
+    kinds = "scaledobject,deployment,poddisruptionbudget,serviceaccount"
+    assert told(tools)[-1 - gone] == f"kubectl get {kinds} {where} --output name in out"
+    assert (told(tools)[-1] == f"kubectl delete {kinds} {where} in out") is gone
+    assert (GONE in shown, f"run {todo[-1]}?" in asked) == (gone, gone)
 
 
 def test_compose_builds_and_starts(tools: Path) -> None:
     tool(tools, "docker")
     assert run(planned("compose"), tools)[0] == 0
-    assert told(tools) == ["docker compose up --build --detach in out"]
+    assert told(tools) == ["docker compose up --build --detach --remove-orphans in out"]
 
 
 @pytest.mark.parametrize(
@@ -180,14 +198,14 @@ DEPLOY = [sys.executable, "-W", "error", "-m", "cloudq.cli", "deploy", "--out", 
 
 def deploy(project: Path, *arguments: str, code: int = 0) -> str:
     command = [*DEPLOY, *arguments]
-    ran = subprocess.run(command, cwd=project, input="", capture_output=True, text=True, timeout=60, check=False)
+    ran = subprocess.run(command, cwd=project, input="", capture_output=True, text=True, timeout=100, check=False)
     assert ran.returncode == code, ran.stdout + ran.stderr
     return ran.stdout + ran.stderr
 
 
 def test_the_command_writes_shows_and_applies_and_leaves_the_tool_s_exit_code(project: Path, tools: Path) -> None:
     tool(tools, "terraform", does='echo "terraform itself"\n[ "$1" = init ] || exit 5')
-    said = deploy(project, "--apply", code=5)
+    said = deploy(project, "--apply", "--no-package", code=5)
     assert said.count("terraform itself") == 2
     assert "$ cd out\n$ terraform init\n$ terraform apply\n" in said
     assert told(tools) == ["terraform init in out", "terraform apply in out"]
@@ -197,26 +215,58 @@ def test_the_command_writes_shows_and_applies_and_leaves_the_tool_s_exit_code(pr
 def test_nothing_is_applied_while_an_edit_stands_against_the_plan(project: Path, tools: Path) -> None:
     tool(tools, "terraform")
     deploy(project)
-    (project / "out/queues.tf").write_text("# mine\n")
+    (project / "out/cloudq.auto.tfvars.json").write_text("{}\n")
+    (project / "pyproject.toml").write_text(SETTINGS + "defaults.memory = 1024\n")
     said = deploy(project, "--apply", code=1)
     assert "cd out\nterraform init\nterraform apply\n" in said
     assert told(tools) == []
-    deploy(project, "--apply", "--force")
+    deploy(project, "--apply", "--no-package", "--force")
     assert len(told(tools)) == 2
+
+
+def test_an_edit_that_stands_against_nothing_is_applied_with_the_rest(project: Path, tools: Path) -> None:
+    tool(tools, "terraform")
+    deploy(project)
+    (project / "out/queues.tf").write_text("# mine\n")
+    (project / "out/alarms.tf").unlink()
+    said = deploy(project, "--apply", "--no-package")
+    assert "yours   out/alarms.tf\nyours   out/queues.tf\n" in said
+    assert told(tools) == ["terraform init in out", "terraform apply in out"]
+    assert ((project / "out/queues.tf").read_text(), (project / "out/alarms.tf").exists()) == ("# mine\n", False)
+
+
+def test_templates_of_one_s_own_are_remembered_by_the_settings(project: Path) -> None:
+    (project / "ours").mkdir()
+    (project / "ours/alarms.tf").write_text("# ours\n")
+    (project / "pyproject.toml").write_text(SETTINGS + 'templates = "ours"\n')
+    (project / "below").mkdir()
+    command = [*DEPLOY[:-1], "../out"]
+    environment = {**os.environ, "PYTHONPATH": str(project)}
+    ran = subprocess.run(command, cwd=project / "below", env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert (project / "out/alarms.tf").read_text() == "# ours\n"
 
 
 def test_where_the_environment_leads_elsewhere_it_is_said(project: Path, tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool(tools, "terraform")
-    assert "and not to AWS" not in deploy(project, "--apply")
+    assert "and not to AWS" not in deploy(project, "--apply", "--no-package")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9324")
-    assert "so this goes to http://127.0.0.1:9324 and not to AWS" in deploy(project, "--apply")
+    assert "so this goes to http://127.0.0.1:9324 and not to AWS" in deploy(project, "--apply", "--no-package")
+
+
+def test_what_a_new_stack_asks_for_is_said_before_sam_does(project: Path, tools: Path) -> None:
+    tool(tools, "sam")
+    (project / "pyproject.toml").write_text(SETTINGS + 'defaults.runs_on = "container"\nimage = "registry.example.com/shop:1"\n')
+    said = deploy(project, "aws-sam", "--apply")
+    assert "a stack that is new asks for its containers' Subnets=subnet-… SecurityGroups=sg-…: set" in said
+    assert told(tools) == ["sam deploy in out"]
 
 
 def test_what_is_missing_is_said_before_anything_is_written(project: Path, tools: Path) -> None:
     assert "terraform is not installed" in deploy(project, "--apply", code=2)
     (project / "out/build/function.zip").unlink()
     tool(tools, "terraform")
-    assert "there is no out/build/function.zip: add --package" in deploy(project, "--apply", code=2)
+    assert "there is no out/build/function.zip: leave out --no-package" in deploy(project, "--apply", "--no-package", code=2)
     assert not list((project / "out").glob("*.tf"))
     assert told(tools) == []
 
@@ -229,13 +279,13 @@ def test_options_that_contradict_each_other_are_refused(arguments: tuple[str, ..
 def test_ctrl_c_is_the_tool_s_which_ends_as_it_must(project: Path, tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
     tool(tools, "terraform", does='[ "$1" = init ] && exit 0\ntrap "exit 7" INT\necho ready\nwhile :; do sleep 0.05; done')
-    command = [*DEPLOY, "--apply"]
+    command = [*DEPLOY, "--apply", "--no-package"]
     with subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
             assert process.stdout is not None
             assert any(line == "ready\n" for line in process.stdout)
             os.killpg(process.pid, signal.SIGINT)
-            end = time.monotonic() + 20
+            end = time.monotonic() + 60
             while process.poll() is None and time.monotonic() < end:
                 time.sleep(0.02)
             assert process.returncode == 7

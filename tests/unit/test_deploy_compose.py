@@ -19,7 +19,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloudq import CloudQ, every
+from cloudq import CloudQ, __version__, every
 from cloudq.deploy.checks import check
 from cloudq.deploy.plan import Plan, plan_of
 from cloudq.deploy.settings import Settings, Target, parse
@@ -206,7 +206,7 @@ def test_the_image_goes_along_where_something_runs_in_it_with_what_that_needs(ta
         assert also_of(plan) == ()
         return
     dockerfile = render("container", values_of(plan, read))["Dockerfile"]
-    assert f"RUN uv pip install {' '.join(installed)}\n" in dockerfile
+    assert f"    && uv pip install {' '.join(installed)}\n" in dockerfile
     assert re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE) == ["python:3.12-slim-trixie"] * 2
 
 
@@ -232,4 +232,26 @@ def test_the_image_runs_a_worker_as_nobody_and_takes_no_secret_along() -> None:
     assert "USER 10001:10001" in lines
     assert lines[-2:] == ['ENTRYPOINT ["cloudq"]', 'CMD ["worker", "--health-file=/tmp/alive"]']
     ignored = made["Dockerfile.dockerignore"].splitlines()
+    assert {"**/build/function.zip", "build", "dist", "infrastructure"} <= set(ignored)
+    assert not {"**/build", "**/dist"} & set(ignored), "a package of the app may be called so"
     assert {"**/.env", "**/*.env", "**/*.tfstate", "**/*.tfvars", "**/*.tfvars.json", "**/.git", "**/*.pem"} <= set(ignored)
+
+
+@pytest.mark.parametrize("folder", [".", "../elsewhere", "odd [folder]"])
+def test_no_more_than_the_files_own_folder_stays_out_of_the_image(folder: str) -> None:
+    plan, read = planned()
+    made = render("container", values_of(plan, read, folder=folder))["Dockerfile.dockerignore"].splitlines()
+    assert made[-1] == "dist"
+
+
+@pytest.mark.parametrize("brought", [True, False])
+def test_the_image_has_the_cloudq_that_the_project_brings_and_else_the_one_that_wrote_it(brought: bool, tmp_path: Path) -> None:
+    dockerfile = files(*planned())["Dockerfile"]
+    (run,) = [each for each in re.findall(r"^RUN ((?:.*\\\n)*.*)", dockerfile, re.MULTILINE) if "cloudq-tasks" in each]
+    uv = tmp_path / "uv"
+    uv.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/told\n[ "$2" != show ] || exit {0 if brought else 1}\n')
+    uv.chmod(0o755)
+    subprocess.run(["/bin/sh", "-ec", run], env={"PATH": str(tmp_path)}, check=True, timeout=60)
+    told = (tmp_path / "told").read_text().splitlines()
+    assert told[0] == "pip show --quiet cloudq-tasks"
+    assert told[1:] == [*([] if brought else [f"pip install cloudq-tasks=={__version__}"]), "pip install cloudq-tasks[aws,cli]"]

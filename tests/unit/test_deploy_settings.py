@@ -23,7 +23,7 @@ def mistakes(table: dict[str, Any], stage: str = "dev") -> dict[str, Problem]:
 
 def test_without_settings_a_queue_has_the_defaults() -> None:
     queue = parse({}, "dev").queue("emails")
-    assert (queue.runs_on, queue.memory, queue.batch_size, queue.max_workers, queue.retention) == (None, 512, 10, 10, 345_600.0)
+    assert (queue.runs_on, queue.memory, queue.batch_size, queue.max_workers, queue.retention) == (None, 512, None, 10, 345_600.0)
 
 
 def test_a_queue_says_otherwise_than_the_defaults_and_a_stage_otherwise_than_both() -> None:
@@ -43,7 +43,7 @@ def test_a_queue_says_otherwise_than_the_defaults_and_a_stage_otherwise_than_bot
         },
     }
     dev, prod = parse(table, "dev"), parse(table, "prod")
-    assert (dev.queue("emails").memory, dev.queue("emails").timeout, dev.queue("emails").batch_size) == (1024, 120.0, 10)
+    assert (dev.queue("emails").memory, dev.queue("emails").timeout, dev.queue("emails").batch_size) == (1024, 120.0, None)
     assert (prod.queue("emails").memory, prod.queue("emails").timeout, prod.queue("emails").batch_size) == (1024, 30.0, 5)
     assert (prod.queue("bulk").memory, prod.queue("bulk").max_concurrency, prod.queue("bulk").cpu) == (256, 9, 2.0)
     assert prod.tags == {"team": "a", "cost": "c"}

@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cloudq.cli.app import cli
 from cloudq.deploy.writing import RECORD, Step, changes, write
 from cloudq.errors import ConfigError
 
@@ -45,6 +47,7 @@ def test_what_is_not_written_any_more_goes_unless_it_was_edited(tmp_path: Path) 
     assert steps({"a.tf": "a\n"}, tmp_path) == {"a.tf": Step.KEEP, "c.tf": Step.EDITED}
     write(changes({"a.tf": "a\n"}, tmp_path), tmp_path, force=True)
     assert steps({"a.tf": "a\n"}, tmp_path) == {"a.tf": Step.KEEP}
+    assert not (tmp_path / "c.tf").exists()
 
 
 def test_a_record_that_somebody_has_changed_deletes_nothing_outside_the_folder(tmp_path: Path) -> None:
@@ -53,23 +56,50 @@ def test_a_record_that_somebody_has_changed_deletes_nothing_outside_the_folder(t
     write(changes({"a.tf": "a\n"}, folder), folder)
     record = json.loads((folder / RECORD).read_text("utf-8"))
     digest = hashlib.sha256(b"1\n").hexdigest()
-    (folder / RECORD).write_text(json.dumps({**record, "../precious": digest, str(outside): digest}), "utf-8")
+    record["files"] |= {"../precious": digest, str(outside): digest}
+    (folder / RECORD).write_text(json.dumps(record), "utf-8")
     write(changes({"a.tf": "a\n"}, folder), folder, force=True)
     assert outside.read_text("utf-8") == "1\n"
 
 
-def test_what_was_edited_is_kept_until_told_otherwise(tmp_path: Path) -> None:
+def test_what_was_edited_is_the_user_s_alone_until_what_would_be_written_changes_too(tmp_path: Path) -> None:
     write(changes({"a.tf": "1\n"}, tmp_path), tmp_path)
     (tmp_path / "a.tf").write_text("mine\n", "utf-8")
-    for wanted in ("1\n", "2\n"):
-        assert steps({"a.tf": wanted}, tmp_path) == {"a.tf": Step.EDITED}
+    for wanted, step in (("1\n", Step.YOURS), ("2\n", Step.EDITED), ("2\n", Step.EDITED), ("1\n", Step.YOURS)):
+        assert steps({"a.tf": wanted}, tmp_path) == {"a.tf": step}
         write(changes({"a.tf": wanted}, tmp_path), tmp_path)
         assert (tmp_path / "a.tf").read_text("utf-8") == "mine\n"
     write(changes({"a.tf": "2\n"}, tmp_path), tmp_path, force=True)
     assert steps({"a.tf": "3\n"}, tmp_path) == {"a.tf": Step.UPDATE}
 
 
-@pytest.mark.parametrize("record", [None, "", "[]", "{", '{"a.tf": 1}'])
+def test_what_was_taken_over_by_hand_is_the_user_s_alone_once_it_is_to_be_kept(tmp_path: Path) -> None:
+    write(changes({"a.tf": "1\n", "b.tf": "1\n"}, tmp_path), tmp_path)
+    for name in ("a.tf", "b.tf"):
+        (tmp_path / name).write_text("mine and 2\n", "utf-8")
+    found = changes({"a.tf": "2\n"}, tmp_path)
+    assert {each.name: each.step for each in found} == {"a.tf": Step.EDITED, "b.tf": Step.EDITED}
+    write(found, tmp_path, keep=True)
+    assert steps({"a.tf": "2\n"}, tmp_path) == {"a.tf": Step.YOURS}
+    assert [(tmp_path / name).read_text("utf-8") for name in ("a.tf", "b.tf")] == ["mine and 2\n"] * 2
+    assert steps({"a.tf": "3\n"}, tmp_path) == {"a.tf": Step.EDITED}
+
+
+def test_what_was_deleted_stays_deleted_unless_all_of_it_was(tmp_path: Path) -> None:
+    files = {"a.tf": "1\n", "b.tf": "1\n"}
+    write(changes(files, tmp_path), tmp_path)
+    (tmp_path / "a.tf").unlink()
+    assert steps(files, tmp_path) == {"a.tf": Step.YOURS, "b.tf": Step.KEEP}
+    write(changes(files, tmp_path), tmp_path)
+    assert not (tmp_path / "a.tf").exists()
+    assert steps({**files, "a.tf": "2\n"}, tmp_path) == {"a.tf": Step.EDITED, "b.tf": Step.KEEP}
+    write(changes({**files, "a.tf": "2\n"}, tmp_path), tmp_path)
+    assert not (tmp_path / "a.tf").exists()
+    (tmp_path / "b.tf").unlink()
+    assert steps(files, tmp_path) == {"a.tf": Step.CREATE, "b.tf": Step.CREATE}
+
+
+@pytest.mark.parametrize("record", [None, "", "[]", "{", '{"a.tf": 1}', '{"files": 1}', '{"files": {}, "made": 1}'])
 def test_without_a_record_what_is_there_counts_as_edited(record: str | None, tmp_path: Path) -> None:
     (tmp_path / "a.tf").write_bytes(b"old\r\n\xff")
     if record is not None:
@@ -103,16 +133,18 @@ def mail(): ...
 """
 
 
-def test_the_command_writes_and_check_says_whether_the_files_are_as_the_code_asks(tmp_path: Path) -> None:
-    (tmp_path / "shop.py").write_text(SHOP, "utf-8")
+def test_the_command_writes_and_check_says_whether_the_files_are_as_the_code_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "written_shop.py").write_text(SHOP, "utf-8")
     settings = tmp_path / "pyproject.toml"
-    settings.write_text('[tool.cloudq]\napp = "shop:app"\ntarget = "aws-terraform"\naws.region = "eu-west-1"\n', "utf-8")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("CLOUDQ_")}
+    settings.write_text('[tool.cloudq]\napp = "written_shop:app"\ntarget = "aws-terraform"\naws.region = "eu-west-1"\n', "utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in os.environ if name.startswith("CLOUDQ_")]:
+        monkeypatch.delenv(name)
 
     def deploy(*arguments: str) -> tuple[int, str]:
-        command = [sys.executable, "-W", "error", "-m", "cloudq.cli", "deploy", "--out", "out", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False)
-        return done.returncode, done.stdout
+        done = CliRunner().invoke(cli, ["deploy", "--out", "out", *arguments])
+        return done.exit_code, done.stdout
 
     assert deploy("--check")[0] == 1
     assert not (tmp_path / "out").exists()
@@ -126,7 +158,15 @@ def test_the_command_writes_and_check_says_whether_the_files_are_as_the_code_ask
     assert deploy("--check") == (1, "update  out/cloudq.auto.tfvars.json\n")
     with (tmp_path / "out" / "queues.tf").open("a", encoding="utf-8") as file:
         file.write("# mine\n")
-    assert deploy() == (1, "update  out/cloudq.auto.tfvars.json\nedited  out/queues.tf\n")
+    assert deploy() == (0, "update  out/cloudq.auto.tfvars.json\nyours   out/queues.tf\n")
+    assert deploy("--check") == (0, "yours   out/queues.tf\n")
+    data = tmp_path / "out" / "cloudq.auto.tfvars.json"
+    data.write_text(data.read_text("utf-8").replace("1024", "2048"), "utf-8")
+    settings.write_text(settings.read_text("utf-8").replace("1024", "768"), "utf-8")
+    both = "edited  out/cloudq.auto.tfvars.json\nyours   out/queues.tf\n"
+    assert [deploy(), deploy("--check")] == [(1, both)] * 2
+    assert deploy("--keep") == (0, both.replace("edited ", "yours  "))
+    assert deploy("--check")[0] == 0
     assert deploy("gcp-terraform")[0] == 2
     before = (tmp_path / "out" / "cloudq.auto.tfvars.json").read_bytes()
     for other in (("--stage", "prod"), ("--stage", "prod", "--check"), ("compose",)):

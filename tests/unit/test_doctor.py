@@ -172,6 +172,15 @@ def test_what_could_not_be_read_for_one_reason_is_one_finding_that_names_all() -
     ]
 
 
+def test_a_queue_beside_the_plan_s_is_told_of_with_what_waits_there() -> None:
+    plan, settings = planned()
+    seen = replace(as_planned(plan, settings), beside={"shop-dev-old": 2, "shop-dev-empty": 0})
+    found = findings(plan, settings, seen)
+    assert [(each.level, each.where) for each in found] == [("warning", "queue shop-dev-old"), ("note", "queue shop-dev-empty")]
+    assert found[0].what.endswith("; 2 messages wait there")
+    assert "cloudq worker --queues old --drain" in found[0].fix
+
+
 def test_a_guard_against_loops_would_drop_the_retries_of_tasks() -> None:
     plan, settings = planned()
     seen = as_planned(plan, settings)
@@ -277,7 +286,7 @@ def test_on_an_ordered_queue_retries_are_deliveries() -> None:
     plan, settings = planned({"queues": {"orders.fifo": {"max_receives": 30}}})
     seen = as_planned(plan, settings)
     (found,) = findings(plan, settings, replace(seen, queues=changed(seen.queues, "shop-dev-orders.fifo", max_receives=12)))
-    assert (found.level, found.consequence) == ("warning", "retries end too soon: here each is a delivery")
+    assert (found.level, found.consequence) == ("warning", "retries end too soon: here each is a delivery, also of those that wait behind")
 
 
 def test_more_than_is_needed_is_no_fault() -> None:

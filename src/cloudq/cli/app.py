@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
@@ -18,6 +19,7 @@ from cloudq.cli import (
     graphs,
     inspecting,
     letters,
+    planning,
     queues,
     schedules,
     starting,
@@ -70,6 +72,8 @@ def root(
     _state.given, _state.debug = app, debug
     context.obj = _state
     logs.configure("plain", "DEBUG" if debug else "WARNING")
+    if not debug and context.invoked_subcommand != "worker":  # it warns of each try for credentials, and raises what is said in one line
+        logging.getLogger("google.auth").setLevel(logging.ERROR)
 
 
 cli.command()(starting.init)
@@ -79,8 +83,8 @@ cli.command(cls=calling.Call)(calling.call)
 cli.command()(calling.result)
 cli.command()(graphs.graph)
 cli.command()(following.events)
-cli.command()(deploying.plan)
-cli.command()(deploying.iam)
+cli.command()(planning.plan)
+cli.command()(planning.iam)
 cli.command()(deploying.deploy)
 cli.command()(doctoring.doctor)
 cli.command()(costing.cost)

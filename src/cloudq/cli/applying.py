@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from cloudq.deploy.settings import Settings
 
 
-def package(plan: Plan, settings: Settings, folder: Path) -> Package:
-    """Make the functions' package of the project of this directory."""
+def package(plan: Plan, settings: Settings, folder: Path, *, asked: bool) -> Package | None:
+    """Make the functions' package of the project of this directory; unless it was ``asked`` for, only where the plan needs one."""
     from cloudq.deploy import packaging
 
+    if not asked and not packaging.is_needed(plan):
+        return None
     packaging.refuse(plan)
     path = pyproject(Path.cwd())
     say(f"making the package for Python {settings.python} on {settings.architecture}", "dim")
@@ -32,12 +34,12 @@ def package(plan: Plan, settings: Settings, folder: Path) -> Package:
         return packaging.package(plan, settings, Path.cwd() if path is None else path.parent, folder)
 
 
-def commands(plan: Plan, settings: Settings, folder: Path, *, packaged: bool) -> Sequence[Command]:
+def commands(plan: Plan, settings: Settings, folder: Path, *, package: bool | None) -> Sequence[Command]:
     """What will apply the files; raises ConfigError where something is missing for that, before anything is written."""
     from cloudq.deploy import applying, packaging
 
-    if packaging.is_needed(plan) and not packaged and not (folder / packaging.PLACE).is_file():
-        raise ConfigError(f"the functions have no package, there is no {folder / packaging.PLACE}: add --package")
+    if packaging.is_needed(plan) and package is False and not (folder / packaging.PLACE).is_file():
+        raise ConfigError(f"the functions have no package, there is no {folder / packaging.PLACE}: leave out --no-package")
     return applying.commands(plan, settings)
 
 
@@ -57,11 +59,14 @@ def show(todo: Sequence[Command], folder: Path) -> None:
     put(text(todo, folder))
 
 
-def apply(todo: Sequence[Command], folder: Path) -> None:
+def apply(todo: Sequence[Command], plan: Plan, settings: Settings, folder: Path) -> None:
     """Run the commands; raises Exit with the code of one that failed."""
-    from cloudq.deploy import applying
+    from cloudq.deploy import applying, aws_sam
 
     sys.stdout.flush()
+    if plan.target in ("aws-sam", "aws-cloudformation") and (asked := aws_sam.asked(plan, settings)):
+        what = "set image under [tool.cloudq], subnets and security_groups under [tool.cloudq.aws]"
+        say(f"a stack that is new asks for its containers' {' '.join(asked)}: {what}, or make it by --parameter-overrides", "yellow")
     elsewhere = os.environ.get("AWS_ENDPOINT_URL")
     if elsewhere and todo and todo[0].words[0] in ("sam", "aws", "terraform"):
         say(f"AWS_ENDPOINT_URL is set, so this goes to {public_url(elsewhere)} and not to AWS", "yellow")  # `source local.env` does that

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.text import Text
 
-from cloudq.cli.deploying import AsJSON, Stage, Target, planned, show_problems
 from cloudq.cli.exits import USAGE
 from cloudq.cli.output import duration, emit, one_line, out, put, say, table
+from cloudq.cli.planning import AsJSON, Stage, Target, planned, show_problems
 from cloudq.cli.state import state_of
 from cloudq.errors import ConfigError
 

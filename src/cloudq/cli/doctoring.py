@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.text import Text
 
-from cloudq.cli.deploying import AsJSON, Stage, Target, planned, show_problems
 from cloudq.cli.exits import FAILED, UNREACHABLE, USAGE
 from cloudq.cli.output import emit, one_line, out, say, working
+from cloudq.cli.planning import AsJSON, Stage, Target, planned, show_problems
 from cloudq.cli.state import state_of
 from cloudq.errors import AdapterMissing, ConfigError
 

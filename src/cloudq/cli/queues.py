@@ -169,7 +169,7 @@ def peek(
         )
     if found.letters:
         out().print(shown)
-        say(f"each of these now counts one delivery more; at {app.conf.crash_cap} without an outcome a message is dead-lettered", "dim")
+        say(f"each of these now counts one delivery more; at {2 * app.conf.crash_cap} without an outcome a message is dead-lettered", "dim")
     else:
         say(f"nothing to be received in {name}" + (f"; {found.unseen} in flight" if found.unseen else ""), "dim")
 

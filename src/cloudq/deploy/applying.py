@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cloudq.deploy.leaving import WORKER, workers
 from cloudq.deploy.packaging import PLACE
 from cloudq.deploy.plan import Plan
 from cloudq.deploy.settings import Settings
@@ -22,9 +23,10 @@ class Command:
     """One command, to be run in the folder of the files."""
 
     words: tuple[str, ...]
-    kind: Literal["prepares", "compares", "asks", "applies"]
-    """``compares``: its exit code is 0 where nothing would change, 1 where something would. ``asks``: it applies once it has been told to,
-    by itself. ``applies``: it does so at once, so that somebody else must have asked.
+    kind: Literal["prepares", "compares", "finds", "asks", "applies"]
+    """``compares``: its exit code is 0 where nothing would change, 1 where something would; where nothing would, the next command is left
+    out. ``finds``: it writes what the next one is for, which is left out where that is nothing. ``asks``: it applies once it has been told
+    to, by itself. ``applies``: it does so at once, so that somebody else must have asked.
     """
 
     def __str__(self) -> str:
@@ -45,10 +47,25 @@ def commands(plan: Plan, settings: Settings) -> Sequence[Command]:
             return (Command(("terraform", "init"), "prepares"), Command(("terraform", "apply"), "asks"))
         case "kubernetes":
             _need("kubectl", "https://kubernetes.io/docs/tasks/tools/")
-            return (Command(("kubectl", "diff", "-k", "."), "compares"), Command(("kubectl", "apply", "-k", "."), "applies"))
+            return (
+                Command(("kubectl", "diff", "-k", "."), "compares"),
+                Command(("kubectl", "apply", "-k", "."), "applies"),
+                *_forgotten(plan),
+            )
         case "compose":
             _need("docker", "https://docs.docker.com/engine/install/")
-            return (Command(("docker", "compose", "up", "--build", "--detach"), "prepares"),)  # here, and as soon undone: nobody need ask
+            # Here, and as soon undone: nobody need ask
+            return (Command(("docker", "compose", "up", "--build", "--detach", "--remove-orphans"), "prepares"),)
+
+
+def _forgotten(plan: Plan) -> Sequence[Command]:
+    """Workers of queues that the plan has no more: kubectl knows only of what is in the files."""
+    which = f" notin ({','.join(each.name for each in plan.containers)})" if plan.containers else ""
+    where = ("--namespace", f"{plan.name}-{plan.stage}", "--selector", workers(plan, which))
+    return (
+        Command(("kubectl", "get", WORKER, *where, "--output", "name"), "finds"),
+        Command(("kubectl", "delete", WORKER, *where), "applies"),
+    )
 
 
 def _cloudformation(plan: Plan, settings: Settings) -> Sequence[Command]:
@@ -81,14 +98,22 @@ def apply(todo: Sequence[Command], folder: Path, *, show: Callable[[str], None],
     tool's, which ends as it must and not in the middle. To be called on the main thread.
     """
     show(f"$ cd {shlex.quote(str(folder))}")
-    for command in todo:
+    rest = iter(todo)
+    for command in rest:
         if command.kind == "applies" and not confirm(f"run {command}?"):
             return 1
         show(f"$ {command}")
-        code = _run(command, folder)
+        if command.kind == "finds":
+            code, found = _found(command, folder)
+            if found:
+                show(found)
+            elif code == 0:
+                next(rest)
+        else:
+            code = _run(command, folder)
         if command.kind == "compares" and code == 0:
             show("nothing would change")
-            return 0
+            next(rest)
         # What cannot be compared, as its namespace is still to come, can be applied: that is asked next.
         if code < 0 or (code > 0 and command.kind != "compares"):
             return code if code > 0 else 128 - code
@@ -102,6 +127,11 @@ def text(todo: Sequence[Command], folder: Path) -> str:
 
 def _leave_it_to_the_tool(number: int, frame: object) -> None:
     """A handler, and not SIG_IGN, which the tool would inherit."""
+
+
+def _found(command: Command, folder: Path) -> tuple[int, str]:
+    done = subprocess.run(command.words, cwd=folder, check=False, stdout=subprocess.PIPE, text=True, errors="replace")
+    return done.returncode, done.stdout.strip()
 
 
 def _run(command: Command, folder: Path) -> int:

@@ -12,7 +12,6 @@ from typing import Any, Final
 from cloudq.deploy import aws_schedules, container
 from cloudq.deploy.aws_iam import Place, policy, secret, trust
 from cloudq.deploy.plan import ContainerPlan, FunctionPlan, Plan, QueuePlan, SchedulePlan
-from cloudq.deploy.providers import FARGATE_STOP
 from cloudq.deploy.settings import Settings
 
 RESOURCES: Final = 500
@@ -46,7 +45,7 @@ def values(plan: Plan, settings: Settings) -> dict[str, Any]:
         "subnets": settings.aws.subnets,
         "security_groups": settings.aws.security_groups,
         "image": plan.image,
-        "overrides": [*([] if plan.image else ["Image=…"]), *([] if settings.aws.subnets else ["Subnets=subnet-…", "SecurityGroups=sg-…"])],
+        "overrides": asked(plan, settings),
         "environment": dict(sorted(settings.environment.items())),
         "secrets": json.dumps(settings.secrets, sort_keys=True) if settings.secrets else None,
         "container_secrets": {name: _secret(reference) for name, reference in sorted(settings.secrets.items())},
@@ -68,6 +67,13 @@ def values(plan: Plan, settings: Settings) -> dict[str, Any]:
         },
         "alarms": [entry for on, entry in _alarms(plan) if on is None],
     }
+
+
+def asked(plan: Plan, settings: Settings) -> list[str]:
+    """What the stack asks for when it is made, since the settings do not say it; for ``--parameter-overrides``."""
+    if not plan.containers:
+        return []
+    return [*([] if plan.image else ["Image=…"]), *([] if settings.aws.subnets else ["Subnets=subnet-…", "SecurityGroups=sg-…"])]
 
 
 def seams(plan: Plan) -> dict[str, str]:
@@ -208,7 +214,6 @@ def _function(function: FunctionPlan, plan: Plan) -> dict[str, Any]:
 
 def _worker(worker: ContainerPlan, plan: Plan) -> dict[str, Any]:
     queue = plan.queue(worker.queue)
-    stop = min(worker.grace, FARGATE_STOP)
     return {
         "id": logical("Service", queue.name),
         "task_id": logical("Task", queue.name),
@@ -222,8 +227,7 @@ def _worker(worker: ContainerPlan, plan: Plan) -> dict[str, Any]:
         "memory": str(worker.memory),
         "tmp": worker.memory // 4,
         "cpu": str(int(worker.cpu * 1024)),
-        "stop": stop,
-        "command": [*container.arguments(replace(worker, grace=stop)), "--log-format=json"],
+        **container.on_fargate(worker),
         "min_workers": worker.min_workers,
         "max_workers": worker.max_workers,
         "backlog": worker.backlog_per_worker,

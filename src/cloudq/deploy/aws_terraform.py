@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from cloudq.deploy import aws_schedules, container
 from cloudq.deploy.aws_iam import Place, policy, trust
 from cloudq.deploy.plan import ContainerPlan, Plan, SchedulePlan
-from cloudq.deploy.providers import FARGATE_STOP
 from cloudq.deploy.settings import Settings
 
 
@@ -85,11 +84,9 @@ def _without_name(each: Any) -> dict[str, Any]:
 
 def _container(each: ContainerPlan) -> dict[str, Any]:
     """A service, and what ``cloudq`` is told in it."""
-    stop = min(each.grace, FARGATE_STOP)
     return {
         **{key: value for key, value in _without_name(each).items() if key not in ("concurrency", "grace")},
-        "stop": stop,
-        "command": [*container.arguments(replace(each, grace=stop)), "--log-format=json"],
+        **container.on_fargate(each),
     }
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any, Final
 
+from cloudq import __version__
 from cloudq.deploy.plan import ROOM, ContainerPlan, Plan
+from cloudq.deploy.providers import FARGATE_STOP
 from cloudq.deploy.settings import Settings
 
 FOLDER: Final = "container"
@@ -26,12 +30,15 @@ def needed(plan: Plan) -> bool:
     return plan.target == "compose" or bool(plan.containers) or (plan.provider == "gcp" and bool(plan.functions))
 
 
-def values(plan: Plan, settings: Settings) -> dict[str, Any]:
-    """What the templates of the image are given."""
+def values(plan: Plan, settings: Settings, folder: str) -> dict[str, Any]:
+    """What the templates of the image are given; ``folder`` is where they go, as seen from the project."""
     extras = f"cloudq-tasks[{_EXTRAS[plan.provider]},cli]"
     return {
         "python": settings.python,
+        "version": __version__,
         "platform": _platform(plan, settings),
+        "folder": folder,
+        "ignored": folder if re.fullmatch(r"\w[\w./-]*", folder, re.ASCII) else None,
         "tag": settings.image or f"{plan.name}-{plan.stage}",
         "user": USER,
         "data": DATA,
@@ -60,3 +67,9 @@ def arguments(each: ContainerPlan) -> list[str]:
         f"--grace={each.grace - ROOM}s",
         f"--health-file={HEALTH}",
     ]
+
+
+def on_fargate(each: ContainerPlan) -> dict[str, Any]:
+    """Seconds to stop, and what ``cloudq`` is told, where Fargate leaves no longer than it does."""
+    stop = min(each.grace, FARGATE_STOP)
+    return {"stop": stop, "command": [*arguments(replace(each, grace=stop)), "--log-format=json"]}

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Final, Literal, TypeAlias, cast
 
 from cloudq.adapters import Location
-from cloudq.deploy.checks import PROVIDERS, text
 from cloudq.deploy.observed import Function, Observed, Queue, Schedule, Source, Subscription, Unread
 from cloudq.deploy.plan import DeadLetters, FunctionPlan, Part, Plan, QueuePlan, SchedulePlan
-from cloudq.deploy.providers import Provider
+from cloudq.deploy.providers import PROVIDERS, Provider
 from cloudq.deploy.settings import Settings, key_path
+from cloudq.durations import text
 from cloudq.errors import ConfigError
 
 Level: TypeAlias = Literal["error", "warning", "note", "unread"]
@@ -77,6 +77,7 @@ def findings(plan: Plan, settings: Settings, observed: Observed) -> tuple[Findin
         *_timer(plan, observed, provider),
         *(each for schedule in plan.schedules for each in _schedule(schedule, plan, observed, provider)),
         *_orphans(plan, observed),
+        *_beside(plan, observed),
         *_bodies(plan, observed),
         *_unread(observed),
     ]
@@ -197,7 +198,7 @@ def _redrive(where: str, queue: QueuePlan, seen: Queue, plan: Plan, provider: Pr
     if seen.max_receives < needed:
         what = f"after {seen.max_receives} deliveries its messages are dead letters, and the plan has {queue.max_receives}"
         then = (
-            "retries end too soon: here each is a delivery"
+            "retries end too soon: here each is a delivery, also of those that wait behind"
             if queue.fifo and provider.name == "aws"
             else "pushes that are refused count, too: what is only delayed becomes a dead letter"
             if provider.name == "gcp"
@@ -469,7 +470,11 @@ def _source(where: str, source: Source, function: FunctionPlan) -> Iterable[Find
         yield Finding("error", where, what, "AWS gathers no more than 10", "set its MaximumBatchingWindowInSeconds to 1 or more")
     elif source.batch_size > function.batch_size:
         what = f"it takes {source.batch_size} messages at once, and the plan says {function.batch_size}"
-        then = "what does not fit into the function's time comes again, and uses up its deliveries"
+        then = (
+            "what waits behind a message that fails comes back with it, and uses up its attempts"
+            if function.batch_size == 1
+            else "what does not fit into the function's time comes again, and uses up its deliveries"
+        )
         yield Finding("warning", where, what, then, f"set its BatchSize to {function.batch_size}")
     if function.max_concurrency is not None and source.max_concurrency != function.max_concurrency:
         what = f"its MaximumConcurrency is {source.max_concurrency or 'not set'}, and the plan says {function.max_concurrency}"
@@ -594,6 +599,16 @@ def _orphans(plan: Plan, observed: Observed) -> Iterable[Finding]:
     for name in sorted((observed.schedules or {}).keys() - declared):
         then = "what it sends is no schedule of the app, and becomes a dead letter"
         yield Finding("warning", f"schedule {name}", "it is there, and the code declares none of its name", then, "cloudq schedule sync")
+
+
+def _beside(plan: Plan, observed: Observed) -> Iterable[Finding]:
+    """Queues of an older plan, as a name that was changed leaves them; or another app's, whose name begins like this one's."""
+    for name, waiting in sorted(observed.beside.items()):
+        waits = "1 message waits there" if waiting == 1 else f"{waiting} messages wait there"
+        what, own = f"it begins as the app's queues do, and is not in the plan; {waits}", name.removeprefix(plan.prefix)
+        fix = f"if it was the app's, run it dry (cloudq worker --queues {own} --drain), and delete it with what is there for it"
+        then = "nothing that is planned works it off" if waiting else "a function that still polls it costs requests"
+        yield Finding("warning" if waiting else "note", f"queue {name}", what, then, fix)
 
 
 # ---------------------------------------------------------------------- what is not known

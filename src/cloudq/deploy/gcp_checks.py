@@ -98,9 +98,9 @@ def _queues(plan: Plan, settings: Settings) -> Iterable[Problem]:
         ):  # fmt: skip
             topic = name if name.startswith("projects/") else f"projects/{project}/topics/{resource}"
             if existing is not None and existing != topic:
-                yield Problem(
-                    f"{key_path('queues', queue.name)}.{key}", f"cloudq looks for {what} {topic!r}, and this is another", f"write {topic}"
-                )
+                named = f', or take this out and name it in the code, queue="{existing}"' if key == "existing" else ""
+                problem = f"cloudq looks for {what} {topic!r}, and this is another"
+                yield Problem(f"{key_path('queues', queue.name)}.{key}", problem, f"write {topic}{named}")
     for schedule in plan.schedules:
         existing = next((each.existing for each in plan.queues if each.name == schedule.queue), None)
         if schedule.parts and existing is not None and not existing.startswith(f"projects/{project}/"):

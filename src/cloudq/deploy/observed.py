@@ -166,6 +166,8 @@ class Observed:
     schedules: Mapping[str, Schedule] | None
     """By their names at the provider; ``None``: they could not be read."""
     buckets: Seen[Bucket]
+    beside: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Queues that have the plan's prefix and are not in the plan, with how many messages wait there."""
     unread: tuple[Unread, ...]
 
 

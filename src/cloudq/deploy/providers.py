@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -125,6 +125,9 @@ LOCAL: Final = Provider(
     expressions=None,
     schedule_parts=1,
 )
+
+
+PROVIDERS: Final[Mapping[str, Provider]] = {each.name: each for each in (AWS, GCP, LOCAL)}
 
 
 def provider_of(target: Target, settings: Settings) -> Provider:

@@ -58,11 +58,12 @@ class QueueSettings(Table):
     concurrency: Several | None = None
     """Tasks at once in one function instance or worker. ``None``: 1 in a function, 10 in a container."""
     max_concurrency: Several | None = None
-    """Instances of the function at once, by the event source (MaximumConcurrency) or the service's instances. ``None``: the provider's."""
+    """Instances of the function at once, by the event source (MaximumConcurrency) or the service's instances. ``None``: those reserved,
+    or the provider's."""
     reserved_concurrency: Several | None = None
     """Of the function: a share of the account's, taken from all others."""
-    batch_size: Several = 10
-    """Messages that a function gets at once."""
+    batch_size: Several | None = None
+    """Messages that a function gets at once. ``None``: 10, or 1 of an ordered queue without a store."""
     batch_window: Seconds = 0.0
     """How long the event source gathers them."""
     min_workers: Whole = 1
@@ -151,6 +152,8 @@ class Stage(Table):
     """Where alarms go: an SNS topic's ARN, or a notification channel. ``None``: alarms are there and tell nobody."""
     log_retention: Several = 30
     """Days."""
+    templates: Name | None = None
+    """A folder of templates of one's own, as seen from the project's; ``--templates`` goes before it."""
     package: PackageSettings = PackageSettings()
     aws: AwsSettings = AwsSettings()
     gcp: GcpSettings = GcpSettings()

@@ -31,5 +31,5 @@ def values_of(plan: Plan, settings: Settings, *, folder: str = "infrastructure",
     values: Values = import_module(f"cloudq.deploy.{folder_of(plan.target)}").values
     found = values(plan, settings)
     if container.needed(plan):
-        found["container"] = {**container.values(plan, settings), "folder": folder, "project": project}
+        found["container"] = {**container.values(plan, settings, folder), "project": project}
     return found

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, cast
@@ -15,9 +15,7 @@ from typing import Any, Final, cast
 from cloudq.errors import ConfigError
 
 RECORD: Final = Path(".cloudq") / "written.json"
-"""In the folder: the SHA-256 of each file as it was written, by which an edit is told from an older rendering."""
-_OF: Final = ""
-"""In the record, where the files' names are, what all of them are for."""
+"""In the folder: what was written last, by which an edit is told from an older rendering."""
 
 
 class Step(StrEnum):
@@ -28,8 +26,10 @@ class Step(StrEnum):
     KEEP = "keep"
     DELETE = "delete"
     """It was written, and is not any more."""
+    YOURS = "yours"
+    """Somebody has changed or deleted it, and what cloudq would write has not changed since: it stays so."""
     EDITED = "edited"
-    """It would change, and somebody has changed it since it was written, or it was never written by cloudq."""
+    """It would change, and somebody has changed it since it was written, too, or it was never written by cloudq."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +48,30 @@ class Change:
         return "".join(difflib.unified_diff(before, after, f"{self.name} (there)", f"{self.name} (new)"))
 
 
+@dataclass(slots=True)
+class Record:
+    """What a folder's ``RECORD`` holds."""
+
+    of: str | None = None
+    """What the files are for."""
+    files: dict[str, str] = field(default_factory=dict[str, str])
+    """The SHA-256 of each as it was written."""
+    made: tuple[str, ...] = ()
+    """Names of what the files make, and what must not go in silence (``leaving``)."""
+
+
 def changes(files: Mapping[str, str], folder: Path, *, of: str | None = None) -> list[Change]:
     """What brings ``folder`` to ``files``, by name. Raises ConfigError where it cannot be read, or holds what is not ``of`` the same.
 
     ``of``: what the files are for. Another stage's in their place would have Terraform replace what is there.
     """
-    known = _record(folder)
-    if of is not None and known.get(_OF, of) != of:
-        raise ConfigError(f"{folder} holds the files of {known[_OF]}; give {of} its own by --out, or write over them with --force")
+    record = recorded(folder)
+    if of is not None and record.of not in (None, of):
+        raise ConfigError(f"{folder} holds the files of {record.of}; give {of} its own by --out, or write over them with --force")
+    known = record.files
+    emptied = not any((folder / name).exists() for name in known)  # to have all of them written anew
     found: list[Change] = []
-    for name in sorted({*files, *(known.keys() - {_OF})}):
+    for name in sorted({*files, *known}):
         path, wanted = folder / name, files.get(name)
         if wanted is None and not path.resolve().is_relative_to(folder.resolve()):
             continue  # a record that somebody has changed
@@ -67,11 +81,13 @@ def changes(files: Mapping[str, str], folder: Path, *, of: str | None = None) ->
             raise ConfigError(f"{path} cannot be read: {error}") from error
         if there is None and wanted is None:
             continue
-        if there is None:
-            step = Step.CREATE
-        elif there == wanted:
+        if there == wanted:
             step = Step.KEEP
-        elif known.get(name) != _digest(there):
+        elif there is None and (name not in known or emptied):
+            step = Step.CREATE
+        elif wanted is not None and known.get(name) == _digest(wanted):
+            step = Step.YOURS
+        elif there is None or known.get(name) != _digest(there):
             step = Step.EDITED
         else:
             step = Step.DELETE if wanted is None else Step.UPDATE
@@ -79,23 +95,36 @@ def changes(files: Mapping[str, str], folder: Path, *, of: str | None = None) ->
     return found
 
 
-def write(found: Iterable[Change], folder: Path, *, force: bool = False, of: str | None = None) -> None:
-    """Write what is created and updated, delete what is not written any more, and with ``force`` do so over edits. Raises ConfigError."""
-    known = _record(folder)
+def write(
+    found: Iterable[Change],
+    folder: Path,
+    *,
+    force: bool = False,
+    keep: bool = False,
+    of: str | None = None,
+    made: tuple[str, ...] = (),
+) -> None:
+    """Write what is created and updated, delete what is not written any more, and with ``force`` do so over edits. Raises ConfigError.
+
+    ``keep``: what was edited stays, and is the user's alone from now on, until what cloudq would write changes again.
+    """
+    record = recorded(folder)
+    known = record.files
     try:
         for change in found:
-            if change.step is Step.EDITED and not force:
-                continue
-            if change.wanted is None:
+            if change.step in (Step.EDITED, Step.YOURS) and not force:
+                if not keep:
+                    continue
+            elif change.wanted is None:
                 (folder / change.name).unlink(missing_ok=True)
-                known.pop(change.name, None)
-                continue
-            if change.step is not Step.KEEP:
+            elif change.step is not Step.KEEP:
                 _put(folder / change.name, change.wanted)
-            known[change.name] = _digest(change.wanted)
-        if of is not None:
-            known[_OF] = of
-        _put(folder / RECORD, json.dumps(known, indent=2, sort_keys=True) + "\n")
+            if change.wanted is None:
+                known.pop(change.name, None)
+            else:
+                known[change.name] = _digest(change.wanted)
+        new = Record(record.of if of is None else of, known, made)
+        _put(folder / RECORD, json.dumps(asdict(new), indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error}") from error
 
@@ -108,12 +137,15 @@ def _put(path: Path, text: str) -> None:
     beside.replace(path)
 
 
-def _record(folder: Path) -> dict[str, str]:
+def recorded(folder: Path) -> Record:
+    """What was written last; nothing where there is no record yet, or a spoilt one: then everything that differs counts as edited."""
     try:
-        known: Any = json.loads((folder / RECORD).read_text("utf-8"))
-    except (OSError, ValueError):  # none yet, or spoilt: then everything that differs counts as edited
-        return {}
-    return {str(name): str(digest) for name, digest in cast("dict[str, Any]", known).items()} if isinstance(known, dict) else {}
+        found: Any = json.loads((folder / RECORD).read_text("utf-8"))
+        files = cast("dict[str, Any]", found["files"])
+        made = cast("list[Any]", found.get("made", []))
+        return Record(found.get("of"), {str(name): str(digest) for name, digest in files.items()}, tuple(map(str, made)))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return Record()
 
 
 def _digest(text: str) -> str:
