@@ -26,7 +26,7 @@ class Environment:
     bin: Path
     cwd: Path
 
-    def run(self, *command: str, timeout: float = 60) -> str:
+    def run(self, *command: str, timeout: float = 300) -> str:
         """Run one of the environment's own commands and return what it printed; raises AssertionError with its output on failure."""
         return run(str(self.bin / command[0]), *command[1:], cwd=self.cwd, timeout=timeout)
 
@@ -35,7 +35,7 @@ class Environment:
         return self.run("python", "-I", "-W", "error", "-c", code)
 
 
-def run(*command: str, cwd: Path, timeout: float = 60) -> str:
+def run(*command: str, cwd: Path, timeout: float = 300) -> str:
     """Run a command without the variables that would lead it back to the checkout."""
     environ = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}}
     done = subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=timeout, check=False)
