@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 logger = logging.getLogger("cloudq")
 
-MAX_RECEIVES: Final = 100
-"""Deliveries after which a local broker itself dead-letters a message: the last resort, well above the runner's own cap."""
+MAX_RECEIVES: Final = 1_000
+"""Deliveries after which a local broker itself dead-letters a message: the last resort, and SQS's most."""
 
 EagerHost = Callable[["CloudQ", Task[..., Any], Sequence[Any], Mapping[str, Any], CallOptions], results.AsyncResult[Any]]
 

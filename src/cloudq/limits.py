@@ -25,6 +25,8 @@ AHEAD: Final = 900.0
 """Seconds that turns are given out ahead at most; what is beyond asks again. A purged queue must not leave a limit used up for days."""
 BLOCK: Final = 0.25
 """Seconds of turns that a process takes at once at most, where it needs many; what it does not use is lost."""
+METERED_BLOCK: Final = 1.5
+"""The same on a store that is paid by the write, and takes few a second of one document (Firestore: one, DynamoDB: some hundred)."""
 PATIENCE: Final = 0.25
 """Seconds that a message waits for its turn where it is: to be sent again would take as long, and three requests."""
 MOST_SEATS: Final = 200
@@ -102,7 +104,8 @@ class Turns:
             block = self._blocks[place] = _Block(rate.interval)
         async with block.lock:
             if (turn := block.first(now)) is None:
-                size = min(2 * block.size, max(1, int(BLOCK / rate.interval))) if block.after > now else 1
+                longest = METERED_BLOCK if store.limits.metered else BLOCK
+                size = min(2 * block.size, max(1, int(longest / rate.interval))) if block.after > now else 1
                 turn = await _reserve(store, place, now, size, rate.interval, ahead)
                 if turn is None:
                     return None
@@ -151,7 +154,10 @@ async def _reserve(store: Store, place: str, now: float, size: int, interval: fl
             await store.put(KIND, place, {"next": after}, expect=expect, ttl=after - now + 3600.0)
         except Conflict as conflict:
             found = conflict.current
-            if not store.limits.local:
+            if store.limits.metered:  # to lose again costs more than to wait, and to look
+                await asyncio.sleep(random.uniform(0, min(max(size * interval, 0.005 * 2**tried), METERED_BLOCK)))
+                found = await store.get(KIND, place)
+            elif not store.limits.local:
                 await asyncio.sleep(random.uniform(0, 0.005 * 2**tried))
         else:
             return first

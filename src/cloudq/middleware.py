@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from cloudq.request import Request
 
 logger = logging.getLogger("cloudq")
+
+FAULTS: Final = (Exception, SystemExit, KeyboardInterrupt)
+"""What an app's own code may raise of itself: none of it may end a thread or a loop of ours."""
 
 
 class Middleware:
@@ -65,9 +69,11 @@ class Hooks:
 
 
 def call_quietly(hooks: tuple[Hook, ...], *args: object) -> None:
-    """Call hooks whose errors must not change what happens: they are logged."""
+    """Call hooks whose errors must not change what happens: they are logged. Only Ctrl-C, which is the main thread's, goes through."""
     for hook in hooks:
         try:
             hook(*args)
-        except Exception:
+        except FAULTS as error:
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise
             logger.exception("the middleware hook %s failed", getattr(hook, "__qualname__", hook))

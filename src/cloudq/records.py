@@ -22,6 +22,9 @@ IGNORED: Final = "the task raised Ignore"
 JOINED: Final = 30 * 86400.0
 """Seconds that chords and their members' results are kept: longer than any queue keeps a message and its dead letter (14 days each)."""
 
+EARLY: Final = 1.0
+"""Seconds by which an ordered message may be early. Its lease keeps it away, which no broker ends to the moment, nor holds for days."""
+
 PAGE: Final = 500
 """Documents that a listing asks for at once."""
 
@@ -34,6 +37,7 @@ Edit: TypeAlias = Callable[[dict[str, Any]], None]
 #   sent, started, finished  instants
 #   due                      the instant before which it does not start, where it waits for one
 #   owner, until             the claim: who runs this attempt, and until when the claim holds unless renewed
+#   crashes                  how many claims before it ended without an outcome, one after another
 #   revoked                  true: it must not start, and stops where it runs; with spared it may go on there
 #   waits                    its message, where revoking it while it is in the timer has to tell others
 #   progress, meta           what the task recorded by update_state
@@ -121,15 +125,24 @@ class Claim:
     def __init__(self, store: Store, id: str, owner: str, value: dict[str, Any], version: str, ttl: float) -> None:
         self._store = store
         self._ttl = ttl
-        self._version = version
+        self._version: Any = version
         self.id = id
         self.owner = owner
         self.value = value
         self.seat: Seat | None = None
         """Its place among those that may run, where their number is limited: kept and left with the claim."""
 
+    @property
+    def crashes(self) -> int:
+        """Claims before this one that ended without an outcome."""
+        found: int = self.value.get("crashes", 0)
+        return found
+
     async def change(self, edit: Edit) -> None:
-        """Apply ``edit`` to the document by compare-and-set, as often as others get in between; raises LeaseLost once it is not ours."""
+        """Apply ``edit`` to the document by compare-and-set, as often as others get in between; raises LeaseLost once it is not ours.
+
+        Where it was deleted meanwhile (``result.forget()``) it is written anew: else the run would be taken for one that died.
+        """
         while True:
             value = dict(self.value)
             edit(value)
@@ -137,7 +150,10 @@ class Claim:
                 version = await self._store.put(KIND, self.id, value, expect=self._version, ttl=self._ttl)
             except Conflict as conflict:
                 current = conflict.current
-                if current is None or current.value.get("owner") != self.owner or current.value["state"] in states.TERMINAL:
+                if current is None:
+                    self._version = MISSING
+                    continue
+                if current.value.get("owner") != self.owner or current.value["state"] in states.TERMINAL:
                     raise LeaseLost(f"task {self.id}: the claim on this attempt has passed to another worker") from None
                 self.value, self._version = dict(current.value), current.version
             else:
@@ -173,11 +189,14 @@ class Claim:
 
         await self._end(edit)
 
-    async def retry(self, error: Failure, due: float | None = None) -> None:
-        """Note that the next attempt is on its way, for ``due``; call it only once that is durable."""
+    async def retry(self, error: Failure, due: float | None = None, *, crashes: int = 0) -> None:
+        """Note that the next attempt, which begins with so many ``crashes``, is on its way, for ``due``; only once that is durable."""
 
         def edit(value: dict[str, Any]) -> None:
             value.update(state=states.RETRY, attempt=value["attempt"] + 1, error=error.as_json())
+            value.pop("crashes", None)
+            if crashes:
+                value["crashes"] = crashes
             if due is not None:
                 value["due"] = round(due, 3)
             for key in ("owner", "until"):
@@ -215,7 +234,7 @@ async def claim(
     """Take the right to run an attempt: one conditional write, a second one where something is known of the task already.
 
     An ``ordered`` message is never sent again, so its attempt is the one in the document: ``claim.value["attempt"]``. Claims that
-    ended without an outcome are counted in ``claim.value["crashes"]``.
+    ended without an outcome, one after another, are counted in ``claim.value["crashes"]``.
     """
     fresh = {**_identity(message, queue), "state": states.STARTED, "started": now, "owner": owner, "until": until}
     expect: Any = MISSING
@@ -230,10 +249,11 @@ async def claim(
                 continue
             if ordered and found.value["attempt"] > message.attempt and message.first <= found.value["attempt"]:
                 message = message.copy(attempt=found.value["attempt"])
-            refusal = _refusal(found, message, owner, now)
+            refusal = _refusal(found, message, owner, now, ordered=ordered)
             if refusal is not None:
                 return refusal
-            kept = {key: found.value[key] for key in ("sent", "revoked", "spared", "crashes") if key in found.value}
+            fields = ("sent", "revoked", "spared", *(("crashes",) if found.value["state"] not in states.TERMINAL else ()))
+            kept = {key: found.value[key] for key in fields if key in found.value}
             if found.value["state"] == states.STARTED and found.value["attempt"] == message.attempt and found.value.get("until"):
                 kept["crashes"] = kept.get("crashes", 0) + 1  # it ran out: a release sets it to 0
             value, expect = {**fresh, "attempt": message.attempt, **kept}, found.version
@@ -241,7 +261,7 @@ async def claim(
             return Claim(store, message.id, owner, value, version, ttl)
 
 
-def _refusal(found: Document, message: Message, owner: str, now: float) -> Later | Dropped | None:
+def _refusal(found: Document, message: Message, owner: str, now: float, *, ordered: bool) -> Later | Dropped | None:
     """Why this attempt must not start, given what is known of the task; ``None`` if it may."""
     document: Value = found.value
     state, attempt = document["state"], document["attempt"]
@@ -256,6 +276,9 @@ def _refusal(found: Document, message: Message, owner: str, now: float) -> Later
     until = document.get("until", 0.0)
     if attempt == message.attempt and until > now and document.get("owner") != owner:
         return Later(min(until - now, 60.0) + 0.1, "another worker runs this attempt")
+    due = document.get("due", 0.0)
+    if ordered and state in (states.QUEUED, states.RETRY) and due > now + EARLY:
+        return Later(due - now, "its time has not come")
     return None
 
 

@@ -178,7 +178,7 @@ class AsyncResult(Generic[R_co]):
         return [] if first is self else [first.id]
 
     def forget(self) -> None:
-        """Delete what the store holds of it. A duplicate delivery would then run again."""
+        """Delete what the store holds of it; what still runs writes it anew. A duplicate delivery of what has ended would run again."""
         self._final = None
         self._app.use_store(lambda store: store.delete(records.KIND, self.id))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import itertools
+import json
 import logging
 import os
 import random
@@ -17,6 +17,7 @@ from cloudq import claimcheck, records, states
 from cloudq.broker import Delivery
 from cloudq.errors import (
     ArgumentsError,
+    CloudQError,
     ConfigError,
     DecodeError,
     Ignore,
@@ -31,9 +32,10 @@ from cloudq.errors import (
     TimeLimitExceeded,
 )
 from cloudq.message import DEAD_ATTRIBUTE, Message, decode, is_bare, new_id, parse, unwrap, waits_for_members
-from cloudq.middleware import call_quietly
-from cloudq.outcome import Again, Dead, Done, Dropped, Failure, Later, Outcome, growing_pause
+from cloudq.middleware import FAULTS, call_quietly
+from cloudq.outcome import LONGEST_PAUSE, Again, Dead, Done, Dropped, Failure, Later, Outcome, growing_pause
 from cloudq.request import Request, current
+from cloudq.values import dumps
 
 if TYPE_CHECKING:
     from cloudq.app import CloudQ
@@ -48,9 +50,6 @@ EACH: Final[Mapping[str, Any]] = {}
 
 NOTHING: Final = Done()
 """The outcome of a task whose value nobody wants: no store, no links."""
-
-STORE_DOWN_DELAY: Final = 5.0
-"""Seconds that a message waits when the store cannot be asked whether it may run."""
 
 BODY_DELAY: Final = 10.0
 """Seconds that a message waits when its body, which lies elsewhere, cannot be fetched."""
@@ -119,6 +118,19 @@ class Job:
         return self.delivery.group is not None
 
     @property
+    def deferrals(self) -> int:
+        """How often it was put off. An ordered message keeps its place instead of being sent again, so there its deliveries say so."""
+        if self.ordered:
+            return max(self.delivery.receives - 1, 0)
+        return 0 if self.message is None else self.message.deferrals
+
+    @property
+    def crashes(self) -> int:
+        """How many runs are known to have ended without an outcome: those that its message tells of, and those that its claim does."""
+        noted = 0 if self.message is None else self.message.crashes
+        return noted if self.claim is None else noted + self.claim.crashes
+
+    @property
     def label(self) -> str:
         """For logs: task and id, never arguments."""
         return f"{self.message.task}[{self.message.id}]" if self.message is not None else f"message {self.delivery.message_id or '(no id)'}"
@@ -134,8 +146,7 @@ class Runner:
         self.eager = eager
         """Whether results are kept by the host, which needs no store."""
         self._sealing = None if eager else app.sealing
-        self._name = f"{socket.gethostname()}:{new_id()[:8]}"
-        self._claims = itertools.count()
+        self._host = socket.gethostname()
         self._made_turns: Turns | None = None
 
     # ------------------------------------------------------------------ may it run?
@@ -206,20 +217,16 @@ class Runner:
         """Whether what was read may run now."""
         delivery, conf = job.delivery, self.app.conf
         job.message = message
-        crashes, earlier = message.crashes, max(delivery.receives - 1, 0)
         job.task = task = self.app.tasks.get(message.task)
-        if delivery.group is None:
-            crashes += earlier
-        elif self.app.store is None:  # an ordered message is never sent again: its deliveries are all that is known of its attempts
-            retries = None if task is None else task.policy.max_retries
-            crashes += 0 if retries is None else max(0, earlier - retries)
-            message = job.message = message.copy(attempt=max(message.attempt, earlier))
-        if crashes >= conf.crash_cap:
-            job.outcome = Dead(f"crash loop: delivered or crashed {crashes + 1} times without an outcome")
-            return job
         if task is None:
             job.outcome = self._wait_for_deploy(job, f"no task named {message.task!r} is registered in this worker")
             return job
+        if self.app.store is None:
+            job.outcome = self._worn_out(job, message, task)
+            if job.outcome is not None:
+                return job
+            if delivery.group is not None:  # it is never sent again: its deliveries are all that is known of its attempts
+                message = job.message = message.copy(attempt=max(message.attempt, message.first + delivery.receives - 1))
         if not is_bare(message.fields):
             now = self.app.clock.time()
             if message.expires is not None and message.expires <= now:
@@ -234,17 +241,34 @@ class Runner:
         job.timeout = message.timeout or task.settings.timeout or conf.timeout
         return job
 
+    def _worn_out(self, job: Job, message: Message, task: Task[..., Any]) -> Dead | None:
+        """Without a store nobody notes that a run has begun, and deliveries must tell of crashes.
+
+        Others are among them: what was given back or throttled never ran. So the cap is twice as high; a store counts the runs instead.
+        """
+        cap, receives = self.app.conf.crash_cap, job.delivery.receives
+        if message.crashes >= cap:
+            return Dead(f"crash loop: {message.crashes} runs ended without an outcome")
+        retries = task.policy.max_retries if job.ordered else 0
+        if retries is not None and message.crashes + receives - retries >= 2 * cap:
+            return Dead(f"crash loop: delivered {message.crashes + receives} times without an outcome")
+        return None
+
     def _wait_for_deploy(self, job: Job, reason: str) -> Later | Dead:
         """A newer worker may know what to do: give the deploy time, then give up."""
-        now, grace = self.app.clock.time(), self.app.conf.unknown_task_grace
+        delivery, now, grace = job.delivery, self.app.clock.time(), self.app.conf.unknown_task_grace
         noted = (job.fields or {}).get("unknown_since")
-        held = job.delivery.received if self.app.broker.limits.hold else None  # it waits where it is, unchanged
-        known = noted if isinstance(noted, (int, float)) else job.delivery.sent if job.ordered else held or None
+        stays = job.ordered or self.app.broker.limits.hold > 0  # it waits where it is, unchanged
+        held = delivery.sent if job.ordered and delivery.receives > 1 else delivery.received if stays else None
+        known = noted if isinstance(noted, (int, float)) else held or None
         since = now if known is None or known > now else known
         left = since + grace - now
         if left <= 0:
             return Dead(reason)
-        return Later(min(max(1.0, (now - since) / 2), 60.0, left), reason, {"unknown_since": round(since, 3)})
+        wait = min(max(1.0, (now - since) / 2), 60.0)
+        if stays:  # where nobody can hold it each look is a delivery: few must do for the whole time
+            wait = max(wait, 2.0 ** min(delivery.receives + 1, 10))
+        return Later(min(wait, left), reason, {"unknown_since": round(since, 3)})
 
     def _wait_for_body(self, job: Job) -> Later | Dead:
         """The message lies elsewhere: a host that does not fetch it sends it again."""
@@ -253,7 +277,7 @@ class Runner:
             return self._wait_for_deploy(
                 job, "its body lies in an object store: name that place with bodies= in the URL of this broker too"
             )
-        if delivery.group is None and delivery.receives > self.app.conf.crash_cap:
+        if delivery.group is None and delivery.receives >= 2 * self.app.conf.crash_cap:
             return Dead(f"crash loop: delivered {delivery.receives} times, and its body was never read")
         job.elsewhere = True
         return Later(BODY_DELAY, "its body could not be fetched")
@@ -317,7 +341,7 @@ class Runner:
         store, message = self.app.store, job.message
         if store is None or message is None:
             return
-        owner = f"{self._name}:{os.getpid()}:{next(self._claims)}"  # now: a server may fork once the app is loaded
+        owner = f"{self._host}:{os.getpid()}:{new_id()}"  # all of it now: processes fork, and functions start as copies of one snapshot
         now, until, ttl = self.app.clock.time(), job.delivery.lease_until, self.app.conf.result_expires
         if message.join is not None:
             ttl = max(ttl, records.JOINED)
@@ -329,9 +353,9 @@ class Runner:
             answer = await records.claim(
                 store, message, job.delivery.queue, owner=owner, now=now, until=until, ttl=ttl, ordered=job.ordered
             )
-        except StoreError as error:
+        except CloudQError as error:
             logger.warning("%s waits: the store cannot be asked whether it may run: %s", job.label, error)
-            job.outcome = Later(STORE_DOWN_DELAY, "the store could not be reached")
+            job.outcome = _store_away(job)
             return
         if not isinstance(answer, records.Claim):
             job.outcome = answer
@@ -345,9 +369,8 @@ class Runner:
             await self._enter_flow(job, message, store)
         if job.ordered:
             job.message = message.copy(attempt=answer.value["attempt"])
-        crashes = answer.value.get("crashes", 0) if job.ordered or not job.delivery.receives else 0  # else deliveries tell of them
-        if crashes >= self.app.conf.crash_cap:
-            job.outcome = Dead(f"crash loop: {crashes} runs ended without an outcome")
+        if job.crashes >= self.app.conf.crash_cap:
+            job.outcome = Dead(f"crash loop: {job.crashes} runs ended without an outcome")
         if job.outcome is None and job.task is not None and job.task.is_limited:
             await self._enter_limits(job, job.task, answer, store)
         if key is not None and not isinstance(job.outcome, Later):  # what a limit sends away waits still
@@ -363,7 +386,7 @@ class Runner:
             key = "" if task.limit_key is None else await asyncio.to_thread(_limit_key, job)
         except ArgumentsError:
             return  # the run says so
-        except Exception as error:
+        except FAULTS as error:
             job.outcome = Dead("its limit_key could not be made", Failure.of(error), states.FAILURE)
             return
         try:
@@ -373,13 +396,13 @@ class Runner:
                     store, seats, settings.max_running, message.id, now=self.app.clock.time(), until=job.delivery.lease_until
                 )
                 if claim.seat is None:
-                    job.outcome = Later(growing_pause(message.deferrals), f"{settings.max_running} of it run already")
+                    job.outcome = Later(growing_pause(job.deferrals), f"{settings.max_running} of it run already")
                     return
             if settings.rate_limit is not None:
                 job.outcome = await self._wait_for_turn(job, message, settings.rate_limit, keyed.place("turn", task.name, key), store)
-        except StoreError as error:
+        except CloudQError as error:
             logger.warning("%s waits: the store cannot be asked about its limits: %s", job.label, error)
-            job.outcome = Later(STORE_DOWN_DELAY, "the store could not be reached")
+            job.outcome = _store_away(job)
 
     @property
     def _turns(self) -> Turns:
@@ -402,7 +425,10 @@ class Runner:
             ahead = limits.PATIENCE if job.ordered else min(limits.AHEAD, max(app.broker.limits.delay, app.broker.limits.hold))
             turn = await self._turns.take(store, place, rate, now, ahead=max(ahead, limits.PATIENCE))
             if turn is None:
-                return Later(rate.interval if job.ordered else random.uniform(ahead / 2, ahead) or 1.0, f"over its rate limit of {rate}")
+                pause = random.uniform(ahead / 2, ahead) or 1.0
+                if job.ordered:
+                    pause = max(rate.interval, min(rate.interval * 2.0 ** min(job.deferrals, 10), LONGEST_PAUSE))
+                return Later(pause, f"over its rate limit of {rate}")
         wait = turn - app.clock.time()
         if wait > limits.PATIENCE:
             return Later(wait, f"over its rate limit of {rate}", {"turn": round(turn, 6)})
@@ -419,16 +445,16 @@ class Runner:
             text = await asyncio.to_thread(_key, job)
         except ArgumentsError:
             return None  # the run says so
-        except Exception as error:
+        except FAULTS as error:
             job.outcome = Dead("its idempotency_key could not be made", Failure.of(error), states.FAILURE)
             return None
         now, window = self.app.clock.time(), job.task.settings.window
         try:
             if window is not None:
-                job.outcome = await idempotency.claim(store, message, text, now=now, window=window, ttl=ttl)
-        except StoreError as error:
+                job.outcome = await idempotency.claim(store, message, text, now=now, window=window, ttl=ttl, deferrals=job.deferrals)
+        except CloudQError as error:
             logger.warning("%s waits: the store cannot be asked about its idempotency key: %s", job.label, error)
-            job.outcome = Later(STORE_DOWN_DELAY, "the store could not be reached")
+            job.outcome = _store_away(job)
         return text
 
     async def _free_unique(self, job: Job, message: Message, key: str, store: Store) -> None:
@@ -439,9 +465,9 @@ class Runner:
             return
         try:
             await idempotency.release(store, message.task, key, message.id)
-        except StoreError as error:
+        except CloudQError as error:
             logger.warning("%s waits: the store cannot be asked about its unique call: %s", job.label, error)
-            job.outcome = Later(STORE_DOWN_DELAY, "the store could not be reached")
+            job.outcome = _store_away(job)
 
     async def renew(self, job: Job, until: float) -> None:
         """The host's heartbeat: hold the claim until ``until`` (Unix time, seconds); sets ``job.revoked`` where the run is to end.
@@ -467,9 +493,9 @@ class Runner:
                 job.given = (await chords.results(store, message.results["chord"]),)
         except TaskFailed as missing:
             job.outcome = Dead(f"a chord's body without its results: {missing}", state=states.FAILURE)
-        except StoreError as error:
+        except CloudQError as error:
             logger.warning("%s waits: the store cannot be asked about its workflow: %s", job.label, error)
-            job.outcome = Later(STORE_DOWN_DELAY, "the store could not be reached")
+            job.outcome = _store_away(job)
 
     # ------------------------------------------------------------------ running
 
@@ -547,14 +573,19 @@ class Runner:
     def _done(self, job: Job, value: object) -> Done | Dead:
         message, task = job.message, job.task
         assert message is not None and task is not None
+        for each in cast("list[object]", value) if message.each else (value,):
+            if hasattr(each, "__await__"):  # nothing of it has run
+                if hasattr(each, "close"):
+                    cast("Any", each).close()
+                return Dead(f"it returned a {type(each).__name__}, which nobody awaits: declare it with async def", None, states.FAILURE)
         wanted = (job.claim is not None or job.recorded) and not (message.ignore_result or task.settings.ignore_result)
         if not wanted and not message.has_follow_ups and task.key is None:
             return NOTHING
         try:
             if message.each:
-                return Done([task.codec.encode_result(each) for each in cast("list[object]", value)])
-            return Done(task.codec.encode_result(value))
-        except ArgumentsError as error:  # running it again would do its work twice and give the same
+                return Done([_kept(task.codec.encode_result(each)) for each in cast("list[object]", value)])
+            return Done(_kept(task.codec.encode_result(value)))
+        except (ArgumentsError, ValueError) as error:  # running it again would do its work twice and give the same
             return Dead(f"its result cannot travel: {error}", Failure.of(error), states.FAILURE)
 
     def failed(self, job: Job, error: BaseException) -> Outcome:
@@ -581,7 +612,7 @@ class Runner:
             case Exception():
                 try:
                     wait = task.policy.wait(error, message.retries)
-                except Exception as broken:
+                except FAULTS as broken:
                     return Dead("its Retry(decide=…) failed", Failure.of(broken), states.FAILURE)
                 if wait is not None:
                     return Again(wait, Failure.of(error))
@@ -604,7 +635,7 @@ class Runner:
         message = job.message
         assert message is not None
         error = Failure("cloudq.WorkerCrashed", how)
-        crashes = message.crashes + 1
+        crashes = job.crashes + 1
         if crashes >= self.app.conf.crash_cap:
             return Dead(f"crash loop: {how}, {crashes} times", error)
         return Again(min(2.0 ** (crashes - 1), 60.0), error, crashed=True)
@@ -613,6 +644,16 @@ class Runner:
 def revoked() -> Dropped:
     """The outcome of a run that ended because its task was revoked."""
     return Dropped(states.WAS_REVOKED, state=states.REVOKED)
+
+
+def _store_away(job: Job) -> Later:
+    """It waits until the store can be asked again; longer each time, for each is a message."""
+    return Later(growing_pause(job.deferrals + 2), "the store could not be reached")
+
+
+def _kept(value: object) -> object:
+    """A result as it is now: the task may have kept the list that it returned, and change it before it is written."""
+    return json.loads(dumps(cast("object", value))) if isinstance(value, (list, dict)) else value
 
 
 def _limit_key(job: Job) -> str:

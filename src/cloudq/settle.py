@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from cloudq import calls, records, states
 from cloudq.broker import Outgoing
-from cloudq.errors import BrokerError, DecodeError, DocumentTooLarge, LeaseLost, MessageTooLarge, StoreError, TimerError
+from cloudq.errors import CloudQError, DecodeError, DocumentTooLarge, LeaseLost, MessageTooLarge
 from cloudq.message import DEAD_ATTRIBUTE as DEAD_ATTRIBUTE
 from cloudq.message import Message, dead_letter, derived_id
 from cloudq.outcome import Again, Dead, Done, Dropped, Failure, Later, Outcome
@@ -25,6 +27,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("cloudq.runner")
 task_logger = logging.getLogger("cloudq.task")
 
+MOST_PAUSE: Final = 5.0
+"""Seconds between two tries at most."""
+
+
+MARGIN: Final = 10.0
+"""Seconds of the longest lease that are left where an ordered message is kept away by it: clocks differ, and requests take time."""
+
 
 class Verdict(Enum):
     """What a host now does with the delivery."""
@@ -33,6 +42,8 @@ class Verdict(Enum):
     """Its outcome is durable: delete it."""
     KEEP = "keep"
     """Let it be: its lease was set to end when it shall come back, or somebody else holds it."""
+    LEFT = "left"
+    """Let it be: its outcome could not be made durable, and it is to be delivered again."""
 
 
 def is_settled(job: Job, outcome: Outcome) -> bool:
@@ -75,7 +86,7 @@ class _Unwritable(Exception):
 
 
 async def settle(app: CloudQ, job: Job, outcome: Outcome) -> Verdict:
-    """Make ``outcome`` durable; on the I/O loop. Raises BrokerError, StoreError or TimerError where it could not; the delivery must stay.
+    """Make ``outcome`` durable; on the I/O loop. Raises CloudQError or TimeoutError where it could not; the delivery must stay.
 
     Each branch writes in the order whose interruption leads to a repetition and never to a loss.
     """
@@ -100,20 +111,30 @@ async def settle(app: CloudQ, job: Job, outcome: Outcome) -> Verdict:
         return Verdict.KEEP
 
 
-async def settle_repeatedly(app: CloudQ, job: Job, outcome: Outcome, *, tries: int) -> Verdict:
-    """``settle``, tried again while what it needs is away; KEEP where its outcome could not be made durable. Never raises."""
-    for attempt in range(tries):
+def may_pass(app: CloudQ, error: Exception, began: float) -> bool:
+    """Whether to go on with what has failed since ``began`` (monotonic seconds): while the other end is away, and else for a while."""
+    return isinstance(error, (ConnectionError, TimeoutError)) or time.monotonic() - began < app.conf.send_timeout
+
+
+async def settle_repeatedly(app: CloudQ, job: Job, outcome: Outcome, *, tries: int, is_ours: Callable[[], bool] = lambda: False) -> Verdict:
+    """``settle``, tried again where it could not: ``tries`` times, and then for as long as the delivery ``is_ours``, with growing pauses.
+
+    What has run must not run again because a store is away. LEFT where its outcome could not be made durable. Never raises.
+    """
+    began = time.monotonic()
+    for attempt in itertools.count(1):
         try:
             return await settle(app, job, outcome)
-        except (BrokerError, StoreError, TimerError, TimeoutError) as error:
-            logger.warning("%s: its outcome could not be made durable (try %d): %s", job.label, attempt + 1, error)
-            if attempt + 1 < tries:
-                await asyncio.sleep(0.2 * 2**attempt)
+        except (CloudQError, TimeoutError) as error:
+            logger.warning("%s: its outcome could not be made durable (try %d): %s", job.label, attempt, error)
+            if attempt >= tries and not (is_ours() and may_pass(app, error, began)):
+                break
+            await asyncio.sleep(min(0.1 * 2**attempt, MOST_PAUSE))
         except Exception:
             logger.exception("%s: its outcome could not be made durable", job.label)
             break
     logger.error("%s is left to its lease: it will be delivered again", job.label)
-    return Verdict.KEEP
+    return Verdict.LEFT
 
 
 async def _done(app: CloudQ, job: Job, outcome: Done) -> Verdict:
@@ -139,11 +160,12 @@ async def _again(app: CloudQ, job: Job, outcome: Again) -> Verdict:
     assert job.message is not None
     if job.ordered:  # sending again would let later messages of the group overtake
         if job.claim is not None:
-            await job.claim.retry(outcome.error, app.clock.time() + outcome.delay)
+            crashes = job.claim.crashes + 1 if outcome.crashed else 0
+            await job.claim.retry(outcome.error, app.clock.time() + outcome.delay, crashes=crashes)
         return await _hold(app, job, outcome.delay)
     await _send(app, job, job.message.next_attempt(crashed=outcome.crashed), outcome.delay)
-    if job.claim is not None:
-        await job.claim.retry(outcome.error, app.clock.time() + outcome.delay)
+    if job.claim is not None:  # the message tells of this crash
+        await job.claim.retry(outcome.error, app.clock.time() + outcome.delay, crashes=job.claim.crashes if outcome.crashed else 0)
     return Verdict.ACK
 
 
@@ -330,8 +352,10 @@ async def _hold(app: CloudQ, job: Job, delay: float) -> Verdict:
     """Keep the delivery away for ``delay`` seconds by its own lease; its group waits with it."""
     if job.delivery.receipt is None:  # it was pushed: it comes back by the sender's own delays
         return Verdict.KEEP
-    wait = min(delay, app.broker.limits.extend)
-    answers = await app.broker.extend([job.delivery], max(wait, 1.0) if delay else 0.0)
+    limits = app.broker.limits
+    room = job.delivery.received + limits.max_lease - MARGIN - app.clock.time()  # what is asked for beyond is refused
+    wait = max(min(delay, limits.extend, room), 1.0) if delay else 0.0
+    answers = await app.broker.extend([job.delivery], wait)
     if answers[0] is not None and not isinstance(answers[0], LeaseLost):
         raise answers[0]
     return Verdict.KEEP

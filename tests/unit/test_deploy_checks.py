@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from cloudq import CloudQ, Retry, chain, cron, every
 from cloudq.config import Queue
-from cloudq.deploy.checks import check, text
+from cloudq.deploy.checks import check
 from cloudq.deploy.plan import plan_of
 from cloudq.deploy.problems import Problem
 from cloudq.deploy.settings import Target, parse
+from cloudq.durations import text
 
 
 @pytest.fixture(autouse=True)
@@ -155,6 +156,13 @@ def test_an_ordered_queue_must_hold_its_tasks_retries() -> None:
     assert only(an_app("q.fifo", retry=Retry(max_retries=None)), {"timer": True}).level == "warning"
 
 
+def test_several_messages_at_once_of_an_ordered_queue_without_a_store_are_a_warning() -> None:
+    table: dict[str, Any] = {"timer": True, "queues": {"q.fifo": {"batch_size": 5}}}
+    problem = only(an_app("q.fifo"), table)
+    assert (problem.level, problem.where) == ("warning", 'tool.cloudq.queues."q.fifo".batch_size')
+    assert found(an_app("q.fifo"), table | {"store": True}) == []
+
+
 def test_a_delay_on_an_ordered_queue_needs_the_timer() -> None:
     app = an_app("q.fifo")
     assert "no timer" in only(app).what
@@ -175,6 +183,29 @@ def test_a_schedule_that_the_target_cannot_say_is_told_with_the_nearest_that_it_
     app.schedule("s", app["t"].s(), every("7m"))
     assert found(app) == []
     assert "the nearest that can: every 6m" in only(app, GCP, "gcp-terraform").what
+
+
+def test_a_fire_in_the_hours_of_a_change_of_clocks_is_a_warning_and_on_google_nobody_knows() -> None:
+    app = an_app(schedule=cron("30 2 * * *", tz="Europe/Berlin"))
+    on_aws, on_google = found(app), found(app, GCP, "gcp-terraform")
+    for problems in (on_aws, on_google):
+        assert [(each.where, each.level) for each in problems] == [("schedule t", "warning")] * 2
+        assert {each.fix for each in problems} == {"take a time outside 02:00 to 03:00, or tz='UTC'"}
+    assert on_aws[0].what.endswith("because clocks go forward: nothing fires then")
+    assert all(each.what.endswith(": Cloud Scheduler may fire then, or not") for each in on_google)
+    assert [each.what for each in found(an_app(schedule=cron("*/7 * * * *")))] == ["minute */7 begins anew at 0, 4m after 56"]
+
+
+def test_a_queue_of_another_name_is_named_by_its_arn_in_the_code() -> None:
+    arn = "arn:aws:sqs:eu-west-1:123456789012:theirs"
+    problem = only(an_app(), {"queues": {"q": {"existing": arn}}})
+    assert problem.fix.endswith(f'or take this out and name it by its ARN in the code, queue="{arn}"')
+    assert found(an_app(queue=arn)) == []
+
+
+def test_kubernetes_is_not_told_of_alarms_that_another_target_makes() -> None:
+    settings = parse({"aws": {"region": "eu-west-1", "account": "123456789012"}, "image": IMAGE}, "dev")
+    assert check(plan_of(an_app(), settings, target="kubernetes", stage="dev"), settings) == ()
 
 
 def test_a_queue_that_nobody_consumes_and_one_that_nobody_uses_are_warnings() -> None:
@@ -417,8 +448,15 @@ def test_the_command_prints_the_plan_and_leaves_2_with_every_problem(tmp_path: P
     assert "names of queues begin with shop-dev-" in shown.stdout
     assert "emails-dlq" in shown.stdout
     assert "cron(0 9 ? * 2-6 *) Europe/Berlin" in shown.stdout
+    assert "batch 10" in shown.stdout
+    beside = cloudq(tmp_path, "kubernetes").stdout
+    assert "all that is beside them are made by aws-terraform or aws-sam" in beside
+    on_one_machine = cloudq(tmp_path, "compose").stdout
+    assert ("by a worker here" in on_one_machine, "cannot be said" in on_one_machine) == (True, False)
     answered = json.loads(cloudq(tmp_path, "compose", "--json").stdout)
     assert (answered["plan"]["target"], answered["problems"]) == ("compose", [])
+    settings.write_text(settings.read_text("utf-8") + '[tool.cloudq.gcp]\nproject = "shop-1"\nregion = "europe-west1"\n', "utf-8")
+    assert "10 at once" in cloudq(tmp_path, "gcp-terraform").stdout
     settings.write_text(
         settings.read_text("utf-8") + '[tool.cloudq.queues.emails]\nmemroy = 1\n[tool.cloudq.queues."\\u001b[31m"]\nx = 1\n', "utf-8"
     )

@@ -65,9 +65,18 @@ def test_the_age_that_raises_an_alarm_is_beyond_what_a_task_that_runs_reaches() 
     app = shop()
     app.task(name="video", queue="videos", timeout="40m")(lambda: None)
     above = {each.on: each.above for each in planned(app).alarms if each.kind == "age"}
-    assert above == {"default": 900, "emails": 900, "orders.fifo": 900, "videos": 45 * 60}
+    pauses = sum(2**retries for retries in range(10)) + 2 * 600
+    assert above == {"default": 900, "emails": 900, "orders.fifo": 13 * 45 + pauses + 300, "videos": 45 * 60}  # it keeps its place
     said = planned(app, {"defaults": {"alarm_age": "20m"}, "queues": {"emails": {"alarm_age": 60}}})
     assert {each.above for each in said.alarms if each.kind == "age"} == {60, 1200}
+
+
+def test_an_alarm_s_age_is_below_what_its_queue_keeps_also_where_tasks_retry_without_end() -> None:
+    app = shop()
+    app.task(name="forever", queue="orders.fifo", retry=Retry(max_retries=None))(lambda: None)
+    plan = planned(app, {"queues": {"emails": {"retention": "10m"}}})
+    above = {each.on: each.above for each in plan.alarms if each.kind == "age"}
+    assert (above["emails"], above["orders.fifo"]) == (300, 2 * 86_400)
 
 
 def test_on_google_a_push_has_the_service_s_time_and_a_minute_beside_the_task() -> None:
@@ -88,7 +97,7 @@ def test_a_container_renews_its_lease_and_may_end_its_longest_task() -> None:
 
 def test_the_provider_gives_up_well_after_cloudq_itself() -> None:
     plan = planned(shop())
-    assert (plan.queue("emails").max_receives, plan.queue("orders.fifo").max_receives) == (10, 12 + 1 + 5)
+    assert (plan.queue("emails").max_receives, plan.queue("orders.fifo").max_receives) == (10, 12 + 2 * 5)
     assert {each.max_receives for each in planned(shop(), target="gcp-terraform").queues} == {100}
     app = CloudQ("a", crash_cap=7)
     app.task(queue="q.fifo", retry=Retry(max_retries=None))(print_nothing)
@@ -96,6 +105,19 @@ def test_the_provider_gives_up_well_after_cloudq_itself() -> None:
 
 
 def print_nothing() -> None: ...
+
+
+def test_without_a_store_what_is_behind_a_message_that_fails_is_not_delivered_with_it_and_with_one_that_does_not_count() -> None:
+    bare, stored = planned(shop()), planned(shop(), {"store": True})
+    assert {each.queue: each.batch_size for each in bare.functions} == {"default": 10, "emails": 10, "orders.fifo": 1}
+    assert {each.batch_size for each in stored.functions} == {10}
+    assert {each.name: each.max_receives for each in stored.queues} == {"default": 10, "emails": 10, "orders.fifo": 1_000}
+
+
+def test_an_event_source_asks_for_no_more_than_its_function_has_reserved() -> None:
+    tables: list[dict[str, Any]] = [{"reserved_concurrency": 9}, {"reserved_concurrency": 9, "max_concurrency": 5}]
+    plans = [planned(shop(), {"queues": {"emails": table}}) for table in tables]
+    assert [each.max_concurrency for plan in plans for each in plan.functions if each.queue == "emails"] == [9, 5]
 
 
 def test_the_default_queue_is_there_only_where_something_goes_there() -> None:

@@ -127,7 +127,9 @@ SETTINGS: Final = (
     Setting("python", st.sampled_from(["3.11", "3.12", "3.13", "3.14"]), "python"),
     Setting("architecture", st.sampled_from(["arm64", "x86_64"]), "architecture"),
     Setting("image", IMAGES, r"image|roles\.execution\.statements"),
-    Setting("store", st.booleans(), rf"store(\..*)?|{ROLES}"),
+    Setting(
+        "store", st.booleans(), rf"store(\..*)?|{ROLES}|queues\.orders\.fifo\.max_receives|functions\.shop-dev-orders-fifo\.batch_size"
+    ),
     Setting("bodies", st.booleans(), rf"bodies(\..*)?|{ROLES}"),
     Setting("timer", st.booleans(), rf"timer(\..*)?|{ROLES}|roles\.scheduler\..*|alarms\.timer-undelivered.*"),
     Setting("name", st.sampled_from(["a", "b"]), rf"app|prefix|.*resource|{HOSTS}|timer\..*"),
@@ -144,7 +146,7 @@ SETTINGS: Final = (
     Setting("queues.emails.reserved_concurrency", st.integers(1), rf"{FUNCTION}\.reserved_concurrency"),
     Setting("queues.emails.batch_size", st.integers(1), rf"{FUNCTION}\.batch_size"),
     Setting("queues.emails.batch_window", st.integers(0, 300), rf"{FUNCTION}\.batch_window|{QUEUE}\.visibility"),
-    Setting("queues.emails.retention", st.integers(60), rf"{QUEUE}\.retention"),
+    Setting("queues.emails.retention", st.integers(60), rf"{QUEUE}\.retention|alarms\.age emails\.above"),
     Setting("queues.emails.visibility", st.integers(0), rf"{QUEUE}\.visibility"),
     Setting("queues.emails.max_receives", st.integers(1), rf"{QUEUE}\.max_receives"),
     Setting("queues.emails.fifo", st.booleans(), rf"{QUEUE}\.(fifo|max_receives)|dead_letters\.emails-dlq\.fifo|{TICKS}"),
@@ -168,6 +170,7 @@ ELSEWHERE: Final = {
     "queues": "each of its keys is a setting here",
     "gcp": "another provider's",
     "package": "of the zip",
+    "templates": "where the files themselves come from",
 }
 """Settings that are no keys of the data themselves."""
 
@@ -230,6 +233,7 @@ NOT_THERE: Final = {
     "queues.*.alarm_age": "alarms are made of it",
     "schedules.*.task": "the worker's: a tick has the schedule's name",
     "schedules.*.catch_up": "the worker's",
+    "schedules.*.warnings": "for people",
     "schedules.*.steps.*.task": "the worker's",
     "schedules.*.steps.*.delay": "the worker's",
     "schedules.*.body": "with the words of EventBridge Scheduler for its slot",

@@ -19,8 +19,10 @@ import pytest
 from cloudq import ArgumentsError, CloudQ, Retry, TaskFailed
 from cloudq.errors import ConfigError, UnknownTask
 from cloudq.middleware import Middleware
+from cloudq_aws.function import batch, execution, limits
 from cloudq_aws.handler import lambda_handler
 from cloudq_aws.server import SQSServer, serve_in_thread
+from tests.acceptance.ledger import until
 from tests.event_source import event, failed_ids
 from tests.runtime_api import ARN
 from tests.servers import AWS_ENV, REGION, aws_client, unique, use
@@ -70,11 +72,11 @@ class Shop:
         attributes = {"VisibilityTimeout": "60", **({"FifoQueue": "true"} if name.endswith(".fifo") else {})}
         return str(self.sqs.create_queue(QueueName=self.prefix + name, Attributes=attributes)["QueueUrl"])
 
-    def receive(self, name: str | None = None) -> list[Any]:
+    def receive(self, name: str | None = None, *, most: int = 10) -> list[Any]:
         """What can be received right now."""
         url = self.sqs.get_queue_url(QueueName=self.prefix + (name or self.queue))["QueueUrl"]
         reply = self.sqs.receive_message(
-            QueueUrl=url, MaxNumberOfMessages=10, MessageSystemAttributeNames=["All"], MessageAttributeNames=["All"]
+            QueueUrl=url, MaxNumberOfMessages=most, MessageSystemAttributeNames=["All"], MessageAttributeNames=["All"]
         )
         return list(reply.get("Messages", []))
 
@@ -86,7 +88,7 @@ class Shop:
         arn = f"arn:aws:sqs:{REGION}:123456789012:{self.prefix}{name or self.queue}"
         return event(arn, self.receive(name) if messages is None else messages)
 
-    def handle(self, event: Any, *, seconds: float = 30.0, **options: Any) -> Any:
+    def handle(self, event: Any, *, seconds: float = 60.0, **options: Any) -> Any:
         """Handle the event; of a batch, return the ids reported and delete the others, as Lambda does."""
         answer = lambda_handler(self.app, **options)(event, Context(seconds))
         if "Records" not in event:
@@ -153,12 +155,12 @@ def test_a_batch_as_aws_documents_it_runs_and_needs_no_request_and_no_thread(loc
     async def anote(self: Any, value: int) -> None:
         ran.append((value, self.request.queue, self.request.message.group))
 
-    before = threading.active_count()
+    before = {*threading.enumerate()}
     assert lambda_handler(local)(read(name), Context()) == {"batchItemFailures": []}
     assert {value for value, _, _ in ran} == values
     assert {queue for _, queue, _ in ran} == {"orders.fifo" if "fifo" in name else "default"}
     assert not local.io.running
-    assert threading.active_count() == before
+    assert {*threading.enumerate()} <= before
 
 
 def test_a_broker_that_ends_with_the_process_is_refused() -> None:
@@ -259,6 +261,25 @@ def test_only_the_record_whose_settling_failed_is_reported(make: Any) -> None:
     assert failed_ids({"batchItemFailures": [{"itemIdentifier": reported}]}, {each["messageId"] for each in given["Records"]}) == {reported}
 
 
+@pytest.mark.parametrize("receives", [1, 3])
+def test_what_could_not_be_settled_comes_again_long_before_the_queues_own_timeout(
+    make: Any, monkeypatch: pytest.MonkeyPatch, receives: int
+) -> None:
+    shop = make(dead_letters=False)
+    monkeypatch.setattr(batch, "SOON", 2.0 / 2 ** (receives - 1))  # doubled with each delivery
+
+    @shop.app.task(name="fail")
+    def fail() -> None:
+        raise LookupError
+
+    fail.delay()
+    (message,) = shop.receive()
+    message["Attributes"]["ApproximateReceiveCount"] = str(receives)
+    assert shop.handle(shop.batch(messages=[message])) == [message["MessageId"]]
+    assert shop.receive() == []  # not at once: what failed for a moment would count as a crash loop
+    until(shop.receive, "the message", timeout=30.0)
+
+
 def test_a_record_without_its_fields_costs_itself(shop: Shop) -> None:
     shop.note.delay(1)
     given = shop.batch()
@@ -341,7 +362,7 @@ def test_async_tasks_of_a_batch_run_at_once_on_one_loop_for_all_invocations(shop
 
 
 def test_sync_tasks_run_one_after_another_on_the_main_thread_or_at_once_on_threads(shop: Shop) -> None:
-    gate = threading.Barrier(3, timeout=5)
+    gate = threading.Barrier(3, timeout=30)
     threads: list[threading.Thread] = []
 
     @shop.app.task(name="meet")
@@ -394,7 +415,7 @@ def test_in_a_fifo_queue_what_is_behind_a_failure_of_its_group_stays_in_order_an
     shop = make(fifo=True)
     fails = {1}
 
-    @shop.app.task(name="ordered", retry=Retry(max_retries=3, delay=1, jitter=False))
+    @shop.app.task(name="ordered", retry=Retry(max_retries=3, delay=50, jitter=False))
     def ordered(value: int) -> None:
         shop.ran.append(value)
         if value in fails:
@@ -409,7 +430,10 @@ def test_in_a_fifo_queue_what_is_behind_a_failure_of_its_group_stays_in_order_an
     assert [value for value in shop.ran if value >= 10] == [10, 11]
     assert shop.receive() == []  # the group waits out the retry's delay
     fails.clear()
-    time.sleep(1.1)
+    for record in given["Records"]:
+        if values[record["messageId"]] == 1:  # it is over
+            url = shop.sqs.get_queue_url(QueueName=shop.prefix + shop.queue)["QueueUrl"]
+            shop.sqs.change_message_visibility(QueueUrl=url, ReceiptHandle=record["receiptHandle"], VisibilityTimeout=0)
     for _ in range(2):  # a server may give the group's messages one by one
         shop.handle(shop.batch())
     assert shop.ran[-2:] == [1, 2]
@@ -419,48 +443,102 @@ def test_in_a_fifo_queue_what_is_behind_a_failure_of_its_group_stays_in_order_an
 # the function's time
 
 
-def test_what_cannot_start_in_time_is_visible_again_at_once_and_reported(shop: Shop) -> None:
-    @shop.app.task(name="slow", timeout=3)
+class Watch:
+    """The handler's time, which passes in tasks only."""
+
+    now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
+    made = Watch()
+    for module in (batch, execution, limits):
+        monkeypatch.setattr(module, "time", made)
+    return made
+
+
+def test_what_cannot_start_in_time_is_visible_again_at_once_and_reported(shop: Shop, watch: Watch) -> None:
+    @shop.app.task(name="slow", timeout=150)
     def slow(value: int) -> None:
         shop.ran.append(value)
-        time.sleep(0.6)
+        watch.now += 100
 
     shop.app.send_many(slow.s(value) for value in range(5))
     given = shop.batch()
-    reported = shop.handle(given, seconds=2.4)  # 1 s is kept, and a run is known to take 0.6 s
+    reported = shop.handle(given, seconds=250)  # a run is known to take 100 s
     assert len(shop.ran) == 2
     assert len(reported) == 3
     assert {message["MessageId"] for message in shop.receive()} == set(reported)
 
 
 @pytest.mark.parametrize("receives", [2, 5])
-def test_what_was_handed_back_before_is_sent_anew_lest_it_look_like_a_crash_loop(shop: Shop, receives: int) -> None:
+def test_what_was_handed_back_before_is_sent_anew_lest_it_look_like_a_crash_loop(shop: Shop, watch: Watch, receives: int) -> None:
     @shop.app.task(name="slow")
     def slow(value: int) -> None:
-        time.sleep(0.4)
+        watch.now += 100
 
     shop.app.send_many(slow.s(value) for value in range(2))
     messages = shop.receive()
     for message in messages:
         message["Attributes"]["ApproximateReceiveCount"] = str(receives)
-    assert shop.handle(shop.batch(messages=messages), seconds=1.3) == []
+    assert shop.handle(shop.batch(messages=messages), seconds=150) == []
     (anew,) = shop.receive()
     assert json.loads(anew["Body"])["deferrals"] == 1
     assert json.loads(anew["Body"])["crashes"] < receives  # what it had, and none for this
     assert anew["Attributes"]["ApproximateReceiveCount"] == "1"
 
 
+@pytest.mark.parametrize(("settings", "size"), [({}, 1), ({"store": "memory://"}, 10)], ids=["one by one", "with a store"])
+def test_behind_heads_that_fail_all_of_a_group_keep_their_runs(make: Any, settings: dict[str, Any], size: int) -> None:
+    shop = make(fifo=True, **settings)
+
+    @shop.app.task(name="down", retry=Retry(max_retries=4, delay=0, jitter=False))
+    def down(value: int) -> None:
+        shop.ran.append(value)
+        raise ConnectionError("away")
+
+    for value in range(4):
+        down.options(ordering_key="g").delay(value)
+    for _ in range(40):
+        if messages := shop.receive(most=size):
+            shop.handle(shop.batch(messages=messages))
+    assert shop.ran == [value for value in range(4) for _ in range(5)]
+    letters = {body["args"][0]: body["dead"]["reason"] for body in shop.bodies("orders-dlq.fifo")}
+    assert letters == dict.fromkeys(range(4), "out of retries (4): it raised ConnectionError")
+
+
+@pytest.mark.parametrize("settings", [{}, {"store": "memory://"}], ids=["without a store", "with a store"])
+def test_deliveries_that_were_throttled_make_no_dead_letters(make: Any, settings: dict[str, Any]) -> None:
+    shop = make(**settings)
+    shop.app.send_many(shop.note.s(value) for value in range(5))
+    url = shop.sqs.get_queue_url(QueueName=shop.prefix + "orders")["QueueUrl"]
+    for _ in range(8):
+        for message in shop.receive():
+            shop.sqs.change_message_visibility(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"], VisibilityTimeout=0)
+    for _ in range(3):
+        if messages := shop.receive():
+            shop.handle(shop.batch(messages=messages))
+    assert sorted(shop.ran) == [0, 1, 2, 3, 4]
+    assert shop.bodies("orders-dlq") == []
+
+
 @pytest.mark.parametrize("options", [{}, {"concurrency": 2}], ids=["main-thread", "threads"])
 def test_a_sync_task_ends_at_its_time_limit(shop: Shop, options: dict[str, int]) -> None:
+    over = threading.Event()
+
     @shop.app.task(name="endless", timeout=0.2)
     def endless() -> None:
-        time.sleep(1.5)
+        over.wait(60)
 
     endless.delay()
     shop.note.delay(1)
     began = time.monotonic()
     assert shop.handle(shop.batch(), **options) == []
-    assert time.monotonic() - began < 1.2
+    assert time.monotonic() - began < 50
+    over.set()
     (dead,) = shop.bodies("orders-dlq")
     assert dead["dead"]["error"]["type"] == "cloudq.errors.TimeLimitExceeded"
     assert shop.ran == [1]
@@ -473,41 +551,49 @@ def test_a_task_that_swallows_the_time_limit_meets_it_again(shop: Shop) -> None:
     def stubborn() -> None:
         for _ in range(2):
             try:
-                time.sleep(5)
+                time.sleep(60)
             except Exception as error:
                 swallowed.append(type(error).__name__)
-        time.sleep(5)
+        time.sleep(60)
 
     stubborn.delay()
     began = time.monotonic()
     assert shop.handle(shop.batch()) == []
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 50
     assert swallowed == ["TimeLimitExceeded"] * 2
     assert len(shop.receive("orders-dlq")) == 1
 
 
 @pytest.mark.parametrize("kind", ["sync", "async", "thread"])
-def test_a_task_that_runs_when_the_functions_time_is_over_is_sent_again_as_a_crash(shop: Shop, kind: str) -> None:
+def test_a_task_that_runs_when_the_functions_time_is_over_is_sent_again_as_a_crash(
+    shop: Shop, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits.TimeLeft, "until", lambda left, now: 0.3)  # counted from the start of a task
+    over = threading.Event()
+
     @shop.app.task(name="sync")
     def sync() -> None:
         try:
-            time.sleep(4 if kind == "thread" else 20)
+            over.wait(60)
         except Exception:  # does not catch the end
-            time.sleep(20)
+            over.wait(60)
 
     @shop.app.task(name="async")
     async def endless() -> None:
-        await asyncio.sleep(20)
+        await asyncio.sleep(60)
 
     (endless if kind == "async" else sync).delay()
     if kind == "thread":  # a single task needs no thread
         shop.note.delay(1)
     given = shop.batch()
     began = time.monotonic()
-    assert shop.handle(given, seconds=2.0, concurrency=2 if kind == "thread" else 1) == []
-    assert time.monotonic() - began < 2.0
-    time.sleep(1.1)  # the pause after a crash
-    assert [(each["task"], each["crashes"]) for each in shop.bodies()] == [("async" if kind == "async" else "sync", 1)]
+    assert shop.handle(given, concurrency=2 if kind == "thread" else 1) == []
+    assert time.monotonic() - began < 50
+    over.set()
+    end = time.monotonic() + 30
+    while not (found := shop.bodies()) and time.monotonic() < end:  # there is a pause after a crash
+        time.sleep(0.05)
+    assert [(each["task"], each["crashes"]) for each in found] == [("async" if kind == "async" else "sync", 1)]
 
 
 def test_the_alarm_of_the_process_is_left_as_it_was(local: CloudQ) -> None:
@@ -519,7 +605,9 @@ def test_the_alarm_of_the_process_is_left_as_it_was(local: CloudQ) -> None:
     timer = signal.setitimer(signal.ITIMER_REAL, 0.15)
     try:
         lambda_handler(local)(read("scheduler_call"), Context())
-        time.sleep(0.4)
+        end = time.monotonic() + 30
+        while not heard and time.monotonic() < end:
+            time.sleep(0.01)
     finally:
         signal.signal(signal.SIGALRM, previous)
         signal.setitimer(signal.ITIMER_REAL, *timer)
@@ -555,7 +643,7 @@ def test_of_several_records_on_their_last_chance_one_runs_and_the_others_are_sen
     shop.note.delay(1)
     messages = shop.receive()
     for message in messages:
-        message["Attributes"]["ApproximateReceiveCount"] = "1" if "note" in message["Body"] else str(shop.app.conf.crash_cap)
+        message["Attributes"]["ApproximateReceiveCount"] = "1" if "note" in message["Body"] else str(2 * shop.app.conf.crash_cap - 1)
     assert shop.handle(shop.batch(messages=messages)) == []
     assert [[each["crashes"] for each in bodies] for bodies in waiting] == [[shop.app.conf.crash_cap - 2] * 2]
     assert shop.ran == [1]
@@ -610,6 +698,22 @@ def test_the_entry_loads_no_validation_async_sdk_cli_or_web_library(tmp_path: Pa
     modules = set(loaded.stdout.split())
     assert "botocore" in modules
     assert not modules & {"pydantic", "aiobotocore", "aiohttp", "typer", "click", "rich", "boto3", "cloudq_gcp", "sqlite3"}
+
+
+def test_the_entry_makes_the_clients_of_broker_store_and_timer_while_it_starts(tmp_path: Path) -> None:
+    code = """
+import botocore.session
+
+made, create = [], botocore.session.Session.create_client
+botocore.session.Session.create_client = lambda self, name, **options: made.append(name) or create(self, name, **options)
+import cloudq_aws.entry
+print(*made)
+"""
+    (tmp_path / "plain_tasks.py").write_text(PLAIN_TASKS)
+    timer = f"eventbridge://{REGION}/group?role=arn:aws:iam::123456789012:role/timer&dead_letter=late"
+    env = {"CLOUDQ_BROKER": f"sqs://{REGION}/", "CLOUDQ_STORE": f"dynamodb://{REGION}/table", "CLOUDQ_TIMER": timer}
+    ran = run(code, CLOUDQ_APP="plain_tasks:app", PYTHONPATH=str(tmp_path), AWS_LAMBDA_FUNCTION_NAME="f", **env)
+    assert ran.stdout.split() == ["sqs", "dynamodb", "scheduler"], ran.stderr
 
 
 @pytest.mark.parametrize(

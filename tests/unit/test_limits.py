@@ -22,7 +22,7 @@ from cloudq.outcome import Dead, Done, Later
 from cloudq.runner import Job, Runner
 from cloudq.settle import settle
 from cloudq.sqlite import SQLiteStore
-from cloudq.store import Store
+from cloudq.store import Store, StoreLimits
 from cloudq.worker import Worker, WorkerOptions
 
 TEN = Rate(10, 1.0)
@@ -141,6 +141,33 @@ def test_a_process_that_needs_many_turns_writes_seldom() -> None:
 
     asyncio.run(scenario())
     assert writes < 20
+
+
+def test_a_store_that_is_paid_by_the_write_is_written_to_once_a_second_or_so() -> None:
+    class Metered(MemoryStore):
+        writes = 0
+
+        @property
+        def limits(self) -> StoreLimits:
+            return super().limits._replace(metered=True, local=False)
+
+        async def put(self, *args: Any, **options: Any) -> str:
+            self.writes += 1
+            return await super().put(*args, **options)
+
+    clock = ManualClock(1_000_000.0)
+    store, processes, granted = Metered(clock=clock), [Turns() for _ in range(2)], list[float]()
+
+    async def scenario() -> None:
+        for _ in range(150):  # 15 seconds' turns
+            for turns in processes:
+                turn = await turns.take(store, "p", Rate(20, 1.0), clock.time())
+                assert turn is not None
+                granted.append(turn)
+
+    asyncio.run(scenario())
+    assert most_in(1.0, granted) <= 20
+    assert store.writes < 20
 
 
 def test_turns_are_not_given_out_for_ever_ahead() -> None:
@@ -358,18 +385,19 @@ def test_in_real_time_workers_together_keep_the_rate(kind: str, tmp_path: Path) 
     def t() -> None:
         began.append(time.time())
 
-    app.send_many(app["t"].s() for _ in range(70))
+    app.send_many(app["t"].s() for _ in range(40))
+    before = time.time()
     workers = [Worker(app, WorkerOptions(concurrency=5, wait=0.2)) for _ in range(2)]
     for worker in workers:
         worker.start()
     try:
-        deadline = time.monotonic() + 30
-        while len(began) < 70 and time.monotonic() < deadline:
+        deadline = time.monotonic() + 60
+        while len(began) < 40 and time.monotonic() < deadline:
             time.sleep(0.02)
     finally:
         for worker in workers:
             worker.stop()
         for worker in workers:
-            worker.join(10)
-    assert len(began) == 70
-    assert 69 / (max(began) - min(began)) <= 20 * 1.1
+            worker.join(60)
+    assert len(began) == 40
+    assert 39 / (max(began) - before) <= 20 * 1.1  # not from the first that began: a busy machine may have begun it late

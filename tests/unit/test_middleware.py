@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from cloudq import CloudQ, Middleware, Retry, states
 from cloudq.memory import MemoryBroker
 from cloudq.message import Message
-from cloudq.middleware import Hooks
+from cloudq.middleware import Hooks, call_quietly
 from cloudq.outcome import Again, Dead, Outcome
 from cloudq.request import Request
 
@@ -109,6 +110,25 @@ def test_errors_in_the_other_hooks_are_logged_and_change_nothing(caplog: pytest.
     with caplog.at_level(logging.ERROR, "cloudq"):
         assert t.apply().get() == 1
     assert "Broken.after_run failed" in caplog.text
+
+
+def test_a_hook_ends_no_process_and_only_the_main_threads_ctrl_c_goes_through(caplog: pytest.LogCaptureFixture) -> None:
+    def ends() -> None:
+        raise SystemExit(3)
+
+    def interrupts() -> None:
+        raise KeyboardInterrupt
+
+    called: list[int] = []
+    hooks = (ends, lambda: called.append(1))
+    with caplog.at_level(logging.ERROR, "cloudq"):
+        call_quietly(hooks)
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(call_quietly, (interrupts, *hooks)).result(30)
+    assert called == [1, 1]
+    assert caplog.text.count("failed") == 3
+    with pytest.raises(KeyboardInterrupt):
+        call_quietly((interrupts,))
 
 
 def test_hooks_that_nobody_overrides_are_empty_and_later_middleware_counts() -> None:

@@ -69,7 +69,30 @@ def _poller(broker: Broker, slots: Slots, accept: Callable[[Sequence[Delivery]],
     return Poller(broker, "q", slots, accept, alone=alone, wait=wait)
 
 
-async def _while_running(poller: Poller, until: Callable[[], bool], seconds: float = 5.0) -> None:
+@pytest.mark.parametrize(("queue", "group", "sizes"), [("q", None, {5}), ("q.fifo", "g", {1}), ("q", "g", {5, 1})])
+def test_where_deliveries_are_attempts_an_ordered_queue_is_received_from_one_by_one(queue: str, group: str | None, sizes: set[int]) -> None:
+    def answer(count: int) -> list[Delivery]:
+        return [Delivery(queue=queue, body="", receipt=None, group=group) for _ in range(count)]
+
+    async def scenario(attempts: bool) -> FakeBroker:
+        slots, broker = Slots(5, {queue: 1}), FakeBroker(answer)
+
+        def accept(batch: Sequence[Delivery]) -> None:
+            asyncio.get_running_loop().call_later(0.002, slots.give, len(batch))
+
+        poller = Poller(broker, queue, slots, accept, alone=True, wait=1.0, attempts=attempts)
+        await _while_running(poller, lambda: len(broker.asked) > 20)
+        return broker
+
+    broker = asyncio.run(scenario(attempts=False))
+    assert set(broker.asked) == sizes
+    assert broker.asked[1:].count(5) == (0 if group else len(broker.asked) - 1)
+    if group:
+        assert broker.most_out > 1  # several at once: of different groups
+    assert set(asyncio.run(scenario(attempts=True)).asked) == {5}
+
+
+async def _while_running(poller: Poller, until: Callable[[], bool], seconds: float = 30.0) -> None:
     running = asyncio.create_task(poller.run())
     async with asyncio.timeout(seconds):
         while not until():
@@ -185,8 +208,7 @@ def test_a_stopped_poller_begins_no_receive_and_lets_the_one_that_is_out_end() -
         running = asyncio.create_task(poller.run())
         await asyncio.sleep(0)  # the receive is out
         poller.stop()
-        await asyncio.sleep(0.01)
-        assert running.done()
+        await asyncio.wait_for(running, 30)
         assert len(taken) == 1
         assert len(broker.asked) == 1
 
@@ -222,7 +244,7 @@ def test_among_several_queues_an_idle_one_holds_a_single_slot() -> None:
 
 
 def test_an_idle_queue_only_looks_in_while_another_waits_for_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "AWAY", 0.01)
+    monkeypatch.setattr(module, "AWAY", 0.05)
 
     async def scenario() -> None:
         slots = Slots(1, {"q": 1, "other": 1})

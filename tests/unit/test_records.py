@@ -230,12 +230,61 @@ def test_queued_never_overwrites_what_a_worker_has_noted() -> None:
     assert world.document()["state"] == states.STARTED
 
 
-def test_a_claim_on_a_document_that_was_forgotten_meanwhile_is_lost() -> None:
+def test_a_result_that_is_forgotten_while_its_task_runs_is_written_anew_and_the_task_not_run_again() -> None:
     world = World()
     claim = world.claimed("a")
     drive(world.store.delete(records.KIND, "t"))
+    drive(claim.renew(world.clock.time() + LEASE))
+    assert isinstance(world.claim("b"), Later)
+    drive(world.store.delete(records.KIND, "t"))
+    drive(claim.finish(states.SUCCESS, at=1.0))
+    assert isinstance(world.claim("b"), Dropped)
+
+
+def test_a_claim_whose_document_another_wrote_after_it_was_forgotten_is_lost() -> None:
+    world = World()
+    claim = world.claimed("a")
+    drive(world.store.delete(records.KIND, "t"))
+    world.claimed("b")
     with pytest.raises(LeaseLost):
         drive(claim.finish(states.SUCCESS, at=1.0))
+
+
+def test_claims_that_run_out_are_counted_and_a_release_a_retry_and_a_redrive_are_not() -> None:
+    world = World()
+    world.claimed("a")
+    for owner in "bc":
+        world.clock.advance(LEASE + 1)
+        last = world.claimed(owner)
+    assert last.crashes == 2
+    drive(last.release())
+    last = world.claimed("d")
+    assert last.crashes == 2  # nor forgotten
+    drive(last.retry(FAILURE))
+    last = world.claimed("e", _message(attempt=1))
+    assert last.crashes == 0
+    world.clock.advance(LEASE + 1)
+    last = world.claimed("f", _message(attempt=1))
+    drive(last.finish(states.DEAD, at=1.0))
+    assert world.claimed("g", _message(attempt=2, first=2)).crashes == 0
+
+
+def test_an_ordered_attempt_that_comes_before_its_time_waits_for_it() -> None:
+    world = World()
+
+    def take(owner: str) -> Claim | Later | Dropped:
+        now = world.clock.time()
+        return drive(records.claim(world.store, _message(), "q", owner=owner, now=now, until=now + LEASE, ttl=TTL, ordered=True))
+
+    first = take("a")
+    assert isinstance(first, Claim)
+    drive(first.retry(FAILURE, world.clock.time() + 100))
+    world.clock.advance(40)
+    early = take("b")
+    assert isinstance(early, Later)
+    assert early.delay == pytest.approx(60)
+    world.clock.advance(59.5)
+    assert isinstance(take("c"), Claim)
 
 
 def test_many_owners_at_once_get_one_claim() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 from typing import Any
 
@@ -16,6 +17,7 @@ from cloudq.io import drive
 from cloudq.memory import MemoryBroker, MemoryStore
 from cloudq.outcome import Again, Dead, Done, Dropped, Later, Outcome
 from cloudq.runner import Job, Runner
+from cloudq.settle import settle
 
 
 class World:
@@ -88,14 +90,133 @@ def test_what_expired_is_dropped_and_what_is_early_waits_the_exact_rest() -> Non
     assert world.admit(eta=now, sent=now).outcome is None
 
 
-def test_a_message_that_crashes_its_workers_is_dead_at_the_cap() -> None:
+def test_without_a_store_a_message_that_crashes_its_workers_is_dead_after_twice_as_many_deliveries_as_the_cap() -> None:
     world = World(crash_cap=3)
     world.task(lambda: None)
-    assert world.admit(receives=3).outcome is None
-    assert isinstance(world.admit(receives=4).outcome, Dead)
+    assert world.admit(receives=5).outcome is None
+    dead = world.admit(receives=6).outcome
+    assert isinstance(dead, Dead)
+    assert dead.reason == "crash loop: delivered 6 times without an outcome"
     assert isinstance(world.admit(receives=1, crashes=3, sent=1.0).outcome, Dead)
-    assert isinstance(world.admit(receives=3, crashes=1, sent=1.0).outcome, Dead)
+    assert isinstance(world.admit(receives=5, crashes=1, sent=1.0).outcome, Dead)
+    assert world.admit(receives=4, crashes=1, sent=1.0).outcome is None
     assert world.admit(receives=0).outcome is None
+
+
+def test_with_a_store_runs_that_ended_without_an_outcome_count_and_deliveries_do_not() -> None:
+    world = World(crash_cap=3, store="memory://")
+    world.task(lambda: None)
+    for receives in range(1, 50):  # throttled, given back, put off
+        job = world.admit(receives=receives)
+        drive(world.runner.claim(job))
+        assert job.outcome is None
+        assert job.claim is not None
+        drive(job.claim.release())
+    outcomes: list[Outcome | None] = []
+    for _ in range(4):  # it takes its process along
+        job = world.admit(receives=1)
+        drive(world.runner.claim(job))
+        outcomes.append(job.outcome)
+        world.clock.advance(31)
+    assert outcomes[:3] == [None, None, None]
+    assert outcomes[3] == Dead("crash loop: 3 runs ended without an outcome")
+
+
+@pytest.mark.parametrize("group", [None, "g"])
+def test_crashes_that_the_host_saw_and_claims_that_ran_out_are_one_count(group: str | None) -> None:
+    world = World(crash_cap=3, store="memory://")
+    world.task(lambda: None)
+
+    def next_job(**fields: Any) -> Job:
+        job = world.admit(group=group, **fields)
+        drive(world.runner.claim(job))
+        return job
+
+    next_job()
+    world.clock.advance(31)
+    job = next_job()
+    assert job.crashes == 1
+    again = world.runner.crashed(job, "killed by signal 9")
+    assert isinstance(again, Again)
+    asyncio.run(settle(world.app, job, again))
+    world.clock.advance(31)
+    fields: dict[str, Any] = {} if group else {"attempt": 1, "crashes": 1, "sent": 1.0}
+    job = next_job(**fields)
+    assert job.outcome is None
+    assert job.crashes == 2
+    assert isinstance(world.runner.crashed(job, "killed by signal 9"), Dead)
+
+
+def test_each_claim_has_an_owner_of_its_own_also_in_copies_of_one_process() -> None:
+    world = World(store="memory://")
+    world.task(lambda: None)
+    twins = [copy.deepcopy(world.runner, {id(world.app): world.app}) for _ in range(2)]
+    jobs = [twin.admit(world.delivery()) for twin in twins]
+    for twin, job in zip(twins, jobs, strict=True):
+        drive(twin.claim(job))
+    assert jobs[0].outcome is None
+    assert isinstance(jobs[1].outcome, Later)
+
+
+@pytest.mark.parametrize("group", [None, "g"])
+def test_what_waits_for_a_deploy_is_no_crash_however_often_it_comes(group: str | None) -> None:
+    world = World()
+    job = world.admit(receives=60, group=group)
+    assert isinstance(job.outcome, Later)
+    assert (world.admit(receives=1, group="g").outcome or job.outcome).delay < 5  # type: ignore[union-attr]
+    looks, receives = 0.0, 1
+    while looks < world.app.conf.unknown_task_grace:  # each look at an ordered message is a delivery
+        outcome = world.admit(receives=receives, group="g").outcome
+        assert isinstance(outcome, Later)
+        looks, receives = looks + outcome.delay, receives + 1
+    assert receives <= 2 * world.app.conf.crash_cap
+
+
+def test_a_long_backlog_takes_nothing_of_the_time_that_an_ordered_message_has_for_a_deploy() -> None:
+    world = World()
+    delivery = world.delivery(group="g")
+    delivery.sent = world.clock.time() - 3_600
+    assert isinstance(world.runner.admit(delivery).outcome, Later)
+
+
+def test_a_result_is_what_it_was_when_the_task_returned() -> None:
+    world = World(store="memory://")
+    seen: list[int] = [1]
+    world.task(lambda: seen)
+    job = world.admit()
+    drive(world.runner.claim(job))
+    outcome = world.runner.run_isolated(job)
+    seen.append(2)
+    assert outcome == Done([1])
+
+
+def test_a_coroutine_that_nobody_awaits_is_no_result() -> None:
+    async def work() -> None:
+        raise AssertionError("nobody awaits it")
+
+    world = World()
+    world.task(lambda: work())
+    outcome = world.run()
+    assert isinstance(outcome, Dead)
+    assert outcome.reason.startswith("it returned a coroutine")
+    assert outcome.state == states.FAILURE
+
+
+def test_a_store_that_stays_away_is_asked_more_and_more_rarely() -> None:
+    class Down(MemoryStore):
+        async def put(self, *args: Any, **kwargs: Any) -> str:
+            raise StoreUnavailable("no")
+
+    world = World(store=Down())
+    world.task(lambda: None)
+    delays: list[float] = []
+    for deferrals in range(8):
+        job = world.admit(deferrals=deferrals, sent=1.0)
+        drive(world.runner.claim(job))
+        assert isinstance(job.outcome, Later)
+        delays.append(job.outcome.delay)
+    assert delays[0] <= 4
+    assert delays[-1] >= 15
 
 
 def test_the_cap_for_ordered_queues_leaves_room_for_retries() -> None:
@@ -105,7 +226,11 @@ def test_the_cap_for_ordered_queues_leaves_room_for_retries() -> None:
     assert job.outcome is None
     assert job.message is not None
     assert job.message.attempt == 4
-    assert isinstance(world.admit(receives=8, group="g").outcome, Dead)
+    redriven = world.admit(receives=2, group="g", attempt=5, first=5, sent=1.0).message
+    assert redriven is not None
+    assert redriven.retries == 1
+    assert world.admit(receives=9, group="g").outcome is None
+    assert isinstance(world.admit(receives=10, group="g").outcome, Dead)
 
 
 def test_a_revived_letter_has_a_fresh_budget_and_keeps_its_id() -> None:

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from cloudq import CloudQ, Retry, cron, states
+from cloudq import CloudQ, Retry, cron, records, settle, states
 from cloudq.broker import Delivery
-from cloudq.errors import BrokerUnavailable
+from cloudq.errors import BrokerUnavailable, ConfigError, StoreUnavailable
 from cloudq.memory import MemoryBroker
 from cloudq.middleware import Middleware
 from cloudq.worker import serving
@@ -59,14 +59,14 @@ class World:
         @self.app.task(name="waits")
         def waits() -> str:
             self.ran.append("waits")
-            self.go.wait(20)
+            self.go.wait(60)
             return "over"
 
         @self.app.task(name="awaits")
         async def awaits() -> None:
             self.ran.append("awaits")
             try:
-                await asyncio.sleep(20)
+                await asyncio.sleep(60)
             finally:
                 self.ran.append("cancelled")
 
@@ -83,10 +83,10 @@ class World:
         return self.app.io.submit(self.serving.serve(delivery, seconds))
 
     def serve(self, *args: Any, seconds: float = 30.0, **fields: Any) -> Answer:
-        return self.bring(self.delivery(*args, **fields), seconds).result(20)
+        return self.bring(self.delivery(*args, **fields), seconds).result(60)
 
     def until(self, holds: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not holds():
             assert time.monotonic() < deadline, self.ran
             time.sleep(0.005)
@@ -142,10 +142,51 @@ def test_what_cannot_be_made_durable_must_come_again(make: Callable[..., World],
     monkeypatch.setattr(serving, "SETTLE_TRIES", 1)
     world = make(store=False)
     world.broker.away = True
-    assert world.serve("note", "x") is Answer.KEPT
+    assert world.serve("note", "x", seconds=5.0) is Answer.KEPT  # no time is left for a long pause
     world.broker.away = False
     assert world.serve("note", "x") is Answer.DONE
     assert len(world.sent("work-dlq")) == 1
+
+
+def test_what_has_run_is_settled_for_as_long_as_its_delivery_has_time(make: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settle, "MOST_PAUSE", 0.01)
+    world = make()
+    finish, tried = records.Claim.finish, []
+
+    async def fails_at_first(claim: records.Claim, *args: Any, **more: Any) -> None:
+        tried.append(1)
+        if len(tried) <= 10:
+            raise StoreUnavailable("it is away")
+        await finish(claim, *args, **more)
+
+    monkeypatch.setattr(records.Claim, "finish", fails_at_first)
+    assert world.serve("note", 1, seconds=60.0) is Answer.DONE
+    assert (len(tried), world.ran, world.app.result("id-note").state) == (11, [1], states.SUCCESS)
+
+
+def test_an_error_of_the_store_that_nobody_foresaw_there_is_one_that_passes(
+    make: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def without_credentials(*args: Any, **more: Any) -> Any:
+        raise ConfigError("no usable credentials")
+
+    world = make()
+    world.broker.limits = world.broker.limits._replace(lease=0.3)
+    renew, renewed = records.Claim.renew, []
+
+    async def fails_at_first(claim: records.Claim, until: float) -> bool:
+        renewed.append(until)
+        return await (without_credentials() if len(renewed) == 1 else renew(claim, until))
+
+    monkeypatch.setattr(records.Claim, "renew", fails_at_first)
+    run = world.bring(world.delivery("waits"))
+    world.until(lambda: len(renewed) > 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(records, "claim", without_credentials)
+        assert world.serve("note", 1) is Answer.DONE  # sent again, for later
+    assert world.ran == ["waits"]
+    world.go.set()
+    assert run.result(60) is Answer.DONE
 
 
 def test_no_more_than_the_concurrency_run_at_once(make: Callable[..., World]) -> None:
@@ -154,14 +195,14 @@ def test_no_more_than_the_concurrency_run_at_once(make: Callable[..., World]) ->
     world.until(lambda: len(world.ran) == 2)
     assert world.serve("note", 1) is Answer.BUSY
     world.go.set()
-    assert [each.result(5) for each in brought] == [Answer.DONE] * 2
+    assert [each.result(60) for each in brought] == [Answer.DONE] * 2
     assert world.serve("note", 1) is Answer.DONE
 
 
 def test_a_task_that_would_not_end_in_time_is_given_up_and_counts_as_a_crash(make: Callable[..., World]) -> None:
     world = make(concurrency=3, crash_cap=2)
     assert world.serve("awaits", seconds=0.5) is Answer.DONE
-    world.until(lambda: "cancelled" in world.ran)
+    world.until(lambda: world.ran.count("cancelled") == world.ran.count("awaits"))  # none, where it had no time to begin
     again: list[dict[str, Any]] = []
     world.until(lambda: again.extend(world.sent()) or again)
     assert (again[0]["attempt"], again[0]["crashes"]) == (1, 1)
@@ -179,7 +220,7 @@ def test_a_time_limit_is_kept_in_a_thread_too(make: Callable[..., World]) -> Non
     began = time.monotonic()
     assert world.serve("waits", timeout=0.2) is Answer.DONE
     assert world.serve("awaits", timeout=0.2) is Answer.DONE
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 50
     assert [letter["dead"]["error"]["type"] for letter in world.sent("work-dlq")] == ["cloudq.errors.TimeLimitExceeded"] * 2
 
 
@@ -200,7 +241,7 @@ def test_after_a_stop_nothing_is_taken_and_what_does_not_end_is_given_back(make:
     world.until(lambda: len(world.ran) == 2)
     world.serving.stop(0.2)
     assert world.serve("note", 1) is Answer.STOPPING
-    assert (slow.result(5), aslow.result(5)) == (Answer.KEPT, Answer.KEPT)
+    assert (slow.result(60), aslow.result(60)) == (Answer.KEPT, Answer.KEPT)
     world.until(lambda: "cancelled" in world.ran)
     assert world.app.result("id-waits").state == states.QUEUED  # its claim is free: another may run it at once
     assert not world.sent()
@@ -210,9 +251,9 @@ def test_what_ends_within_the_grace_time_is_settled(make: Callable[..., World]) 
     world = make()
     slow = world.bring(world.delivery("waits"))
     world.until(lambda: world.ran)
-    world.serving.stop(10)
+    world.serving.stop(60)
     world.go.set()
-    assert slow.result(5) is Answer.DONE
+    assert slow.result(60) is Answer.DONE
     assert world.app.result("id-waits").get(timeout=0.1) == "over"
 
 
@@ -222,7 +263,7 @@ def test_a_revoked_run_is_ended_at_the_next_heartbeat(make: Callable[..., World]
     run = world.bring(world.delivery("awaits"))
     world.until(lambda: world.ran)
     world.app.result("id-awaits").revoke()
-    assert run.result(5) is Answer.DONE
+    assert run.result(60) is Answer.DONE
     assert world.app.result("id-awaits").state == states.REVOKED
 
 
@@ -232,12 +273,12 @@ def test_progress_is_recorded_while_it_runs(make: Callable[..., World]) -> None:
     @world.app.task(name="reports", bind=True)
     def reports(self: Any) -> None:
         self.update_state("LOADING", {"done": 5})
-        world.go.wait(10)
+        world.go.wait(60)
 
     run = world.bring(world.delivery("reports"))
     world.until(lambda: world.app.result("id-reports").state == "LOADING")
     world.go.set()
-    assert run.result(5) is Answer.DONE
+    assert run.result(60) is Answer.DONE
 
 
 def test_a_message_whose_claims_end_without_an_outcome_is_dead_at_the_cap(make: Callable[..., World]) -> None:
@@ -285,6 +326,6 @@ def test_a_tick_of_cloud_scheduler_is_for_the_fire_before_it_was_published(make:
     slot = int(published.timestamp() // 60 * 60)
     for _ in range(2):  # it fires once, and is delivered twice
         pushed = of_request({}, push('{"v":1,"tick":"minutely","slot":"<slot>"}', publishTime=published.isoformat()))
-        assert world.bring(pushed.delivery("work", 0.0, time.time() + 30)).result(5) is Answer.DONE
+        assert world.bring(pushed.delivery("work", 0.0, time.time() + 30)).result(60) is Answer.DONE
     assert world.ran == [5]
     assert world.app.result(f"minutely@{slot}").get(timeout=0.1) == 5

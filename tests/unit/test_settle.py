@@ -379,9 +379,21 @@ def test_an_ordered_delivery_is_never_sent_again_but_held_by_its_lease() -> None
     world.steps.taken.clear()
     assert isinstance(job.outcome, Later)
     assert asyncio.run(settle(world.app, job, job.outcome)) is Verdict.KEEP
-    assert world.steps.taken == ["extend 1"]
+    assert world.steps.taken == ["extend 4"]
     assert asyncio.run(settle(world.app, job, Again(7.0, _failure()))) is Verdict.KEEP
-    assert world.steps.taken == ["extend 1", "extend 7"]
+    assert world.steps.taken == ["extend 4", "extend 7"]
+
+
+def test_a_wait_beyond_the_longest_lease_asks_for_what_is_left_of_it() -> None:
+    world = World()
+    drive(world.broker.send("q", [Outgoing(body='{"v":1,"id":"g","task":"t","args":[],"group":"k"}', group="k")]))
+    taken = world.take()
+    assert taken is not None
+    job, _ = taken
+    world.clock.advance(5)
+    assert asyncio.run(settle(world.app, job, Again(86_400.0, _failure()))) is Verdict.KEEP
+    left = job.delivery.lease_until - world.clock.time()
+    assert world.broker.limits.max_lease - 60 < left < world.broker.limits.max_lease - 5
 
 
 def _failure() -> Any:
@@ -458,7 +470,7 @@ def test_lease_lost_is_the_claims_and_says_keep() -> None:
     job, runner = taken
     drive(runner.claim(job))
     assert job.claim is not None
-    drive(world.store.delete(records.KIND, "id"))
+    drive(world.store.put(records.KIND, "id", {**job.claim.value, "owner": "another"}))
 
     async def scenario() -> Verdict:
         return await settle(world.app, job, Done(1))

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from cloudq.deploy import aws_checks, gcp_checks
 from cloudq.deploy.plan import FunctionPlan, Plan, QueuePlan, SchedulePlan, TaskPlan, host_name, in_pods
 from cloudq.deploy.problems import Problem, nearest
-from cloudq.deploy.providers import AWS, FARGATE_STOP, GCP, LOCAL, Provider, has_functions
+from cloudq.deploy.providers import PROVIDERS, Provider, has_functions
 from cloudq.deploy.settings import Settings, key_path
-
-PROVIDERS: Final[Mapping[str, Provider]] = {each.name: each for each in (AWS, GCP, LOCAL)}
+from cloudq.durations import text
 
 
 def check(plan: Plan, settings: Settings) -> tuple[Problem, ...]:
@@ -26,9 +25,9 @@ def check(plan: Plan, settings: Settings) -> tuple[Problem, ...]:
         *(problem for task in plan.tasks for problem in _task(task, plan, provider)),
         *(problem for queue in plan.queues for problem in _queue(queue, plan, settings, provider)),
         *(problem for function in plan.functions for problem in _function(function, plan, provider)),
-        *_containers(plan, settings),
         *(problem for schedule in plan.schedules for problem in _schedule(schedule, plan, provider)),
         *_environment(plan, settings),
+        *(aws_checks.account(plan, settings) if plan.provider == "aws" else ()),
         *(aws_checks.check(plan, settings) if plan.target.startswith("aws") else ()),
         *(gcp_checks.check(plan, settings) if plan.target == "gcp-terraform" else ()),
     ]
@@ -36,14 +35,6 @@ def check(plan: Plan, settings: Settings) -> tuple[Problem, ...]:
 
 
 # ---------------------------------------------------------------------- the whole
-
-_ARNS: Final = (
-    ("kms_key", "a key", r"arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:key/[A-Za-z0-9-]+", "arn:aws:kms:eu-west-1:123456789012:key/…"),
-    ("permission_boundary", "a policy", r"arn:aws[a-z-]*:iam::(\d{12}|aws):policy/[\w+=,.@/-]+", "arn:aws:iam::123456789012:policy/…"),
-)
-_REGION: Final = r"[a-z]{2}(-[a-z]+)+-\d"
-# AWS CloudWatch Logs, PutRetentionPolicy.
-_LOG_DAYS: Final = (1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653)
 
 
 def _whole(plan: Plan, settings: Settings, provider: Provider) -> Iterable[Problem]:
@@ -63,9 +54,6 @@ def _whole(plan: Plan, settings: Settings, provider: Provider) -> Iterable[Probl
     for task in plan.tasks:
         if task.needs_store is not None and plan.store is None:
             yield Problem(f"task {task.name}", f"its {task.needs_store} needs a store, and there is to be none", "take store = false away")
-    if provider.name == "aws":
-        yield from _whole_aws(settings)
-        yield from _regions(plan, settings)
     if provider.name == "aws" and plan.target in ("aws-terraform", "kubernetes") and settings.aws.region is None:
         yield Problem(key_path("aws", "region"), "it is not set", 'write region = "eu-west-1"')
     if plan.target == "kubernetes":
@@ -83,7 +71,7 @@ def _whole(plan: Plan, settings: Settings, provider: Provider) -> Iterable[Probl
         pattern = r"projects/[^/]+/locations/[^/]+/keyRings/[^/]+/cryptoKeys/[^/]+"
         if settings.gcp.kms_key and not re.fullmatch(pattern, settings.gcp.kms_key):
             yield Problem(key_path("gcp", "kms_key"), "this names no key", "write projects/P/locations/L/keyRings/R/cryptoKeys/K")
-    if settings.alarms_topic is None and provider.name != "local":
+    if settings.alarms_topic is None and provider.name != "local" and plan.target != "kubernetes":
         yield Problem(key_path("alarms_topic"), "alarms are made, and tell nobody", "name the topic that wakes somebody", "warning")
 
 
@@ -94,59 +82,6 @@ def _whole_kubernetes(settings: Settings, provider: Provider) -> Iterable[Proble
     if provider.name == "aws" and settings.aws.account is None:
         what = "it is not set, and manifests name queues and roles in full"
         yield Problem(key_path("aws", "account"), what, 'write account = "123456789012"')
-
-
-def _whole_aws(settings: Settings) -> Iterable[Problem]:
-    aws = settings.aws
-    for key, what, pattern, example in _ARNS:
-        value = getattr(aws, key)
-        if value is not None and not re.fullmatch(pattern, value):
-            yield Problem(key_path("aws", key), f"this is no ARN of {what}", f"write one like {example}")
-    for key, names, begins in (("subnets", aws.subnets, "subnet-"), ("security_groups", aws.security_groups, "sg-")):
-        for name in names:
-            if not re.fullmatch(f"{begins}[A-Za-z0-9-]+", name):
-                yield Problem(key_path("aws", key), f"{name!r} is no id of one", f"write its id: {begins}0123456789abcdef0")
-    if settings.alarms_topic is not None and not re.fullmatch(
-        r"arn:aws[a-z-]*:sns:[a-z0-9-]+:\d{12}:[\w-]+(\.fifo)?", settings.alarms_topic
-    ):
-        yield Problem(
-            key_path("alarms_topic"), "this is no ARN of an SNS topic", "write one like arn:aws:sns:eu-west-1:123456789012:alarms"
-        )
-    if aws.region is not None and not re.fullmatch(_REGION, aws.region):
-        yield Problem(key_path("aws", "region"), "no region has this name", 'write one like "eu-west-1"')
-    if aws.account is not None and not re.fullmatch(r"[0-9]{12}", aws.account):
-        yield Problem(key_path("aws", "account"), "this is no account's number", "write its 12 digits")
-    if bool(aws.subnets) != bool(aws.security_groups):
-        missing = "security_groups" if aws.subnets else "subnets"
-        yield Problem(key_path("aws", missing), "subnets and security_groups go together, and it is not set", f"write {missing} = […]")
-    if settings.log_retention not in _LOG_DAYS:
-        near = min(_LOG_DAYS, key=lambda days: abs(days - settings.log_retention))
-        yield Problem(key_path("log_retention"), f"CloudWatch does not keep logs for {settings.log_retention} days", f"write {near}")
-    if len(settings.tags) > 45:  # 50, of which CloudFormation and cloudq add some
-        yield Problem(key_path("tags"), f"these are {len(settings.tags)} tags, and 45 is the most", "leave some out")
-    for name, value in settings.tags.items():
-        if not re.fullmatch(r"(?!aws:)[\w .:/=+@-]{1,128}", name, re.IGNORECASE) or not re.fullmatch(r"[\w .:/=+@-]{0,256}", value):
-            what = (
-                "AWS takes no such tag: a key has 1 to 128 and a value up to 256 letters, digits, spaces and _.:/=+-@, and no aws: in front"
-            )
-            yield Problem(key_path("tags", name), what, "change it")
-
-
-def _regions(plan: Plan, settings: Settings) -> Iterable[Problem]:
-    """What is elsewhere is refused by its service, or not found, once it is deployed and not before."""
-    named = {
-        key_path("alarms_topic"): settings.alarms_topic,
-        key_path("aws", "kms_key"): settings.aws.kms_key,
-        **{key_path("secrets", name): secret for name, secret in settings.secrets.items()},
-        **{key_path("queues", each.name, "existing"): each.existing for each in plan.queues},
-        **{key_path("queues", each.name, "existing_dead_letter"): each.dead_letters.existing for each in plan.queues},
-    }
-    region = settings.aws.region
-    if region is None or not re.fullmatch(_REGION, region):
-        return
-    for where, name in named.items():
-        if name is not None and (found := re.match(rf"arn:aws[a-z-]*:[a-z]+:({_REGION}):", name)) and found[1] != region:
-            yield Problem(where, f"it is in {found[1]}, and the app in {region}", f"name one in {region}, or deploy in {found[1]}")
 
 
 # ---------------------------------------------------------------------- names
@@ -260,7 +195,9 @@ def _queue(queue: QueuePlan, plan: Plan, settings: Settings, provider: Provider)
             and not re.fullmatch(rf"arn:aws[a-z-]*:sqs:[a-z0-9-]+:\d{{12}}:{re.escape(queue.resource)}", queue.existing)
         ):
             what = f"cloudq looks for a queue named {queue.resource!r}, and this is no ARN of it"
-            yield Problem(f"{where}.existing", what, f"write arn:aws:sqs:REGION:ACCOUNT:{queue.resource}, or set {key_path('prefix')}")
+            arn = queue.existing if queue.existing.startswith("arn:") else "arn:aws:sqs:REGION:ACCOUNT:NAME"
+            fix = f'write arn:aws:sqs:REGION:ACCOUNT:{queue.resource}, or take this out and name it by its ARN in the code, queue="{arn}"'
+            yield Problem(f"{where}.existing", what, fix)
     if queue.fifo and plan.timer is None and provider.name == "aws":
         what = "ordered queues take no delay for one message, and there is no timer: a call with a delay is refused"
         yield Problem(f"queue {queue.name}", what, f"set {key_path('timer')} = true, or delay nothing there", "warning")
@@ -313,6 +250,9 @@ def _function(function: FunctionPlan, plan: Plan, provider: Provider) -> Iterabl
             f"{where}.batch_window", f"{text(function.batch_window)} is over the {text(provider.batch_window)} of Lambda", "shorten it"
         )
     if queue.fifo:
+        if function.batch_size > 1 and plan.store is None:
+            what = "without a store each delivery is an attempt, and what is delivered behind a message that fails comes back with it"
+            yield Problem(f"{where}.batch_size", what, f"leave it out, for 1 at a time, or set {key_path('store')} = true", "warning")
         if function.batch_window:
             yield Problem(f"{where}.batch_window", "an ordered queue has no window", "take it out")
         if function.batch_size > provider.batch_ordered:
@@ -328,40 +268,6 @@ def _function(function: FunctionPlan, plan: Plan, provider: Provider) -> Iterabl
         yield Problem(f"{where}.batch_size", what, f'set batch_window = "1s", or a batch_size of {provider.batch_alone}')
 
 
-# AWS ECS, "Task definition parameters for Fargate": vCPUs to MB, from, to and step.
-_FARGATE: Final[Mapping[float, tuple[int, int, int]]] = {
-    0.25: (512, 2048, 512),
-    0.5: (1024, 4096, 1024),
-    1.0: (2048, 8192, 1024),
-    2.0: (4096, 16_384, 1024),
-    4.0: (8192, 30_720, 1024),
-    8.0: (16_384, 61_440, 4096),
-    16.0: (32_768, 122_880, 8192),
-}
-
-
-def _containers(plan: Plan, settings: Settings) -> Iterable[Problem]:
-    if not plan.target.startswith("aws"):
-        return
-    if plan.target == "aws-terraform" and plan.containers and not settings.aws.subnets:
-        what = "containers on Fargate need a network, and none is named"
-        yield Problem(key_path("aws", "subnets"), what, 'write subnets = ["subnet-…"], and security_groups')
-    for each in plan.containers:
-        where, sizes = key_path("queues", each.queue), _FARGATE.get(each.cpu)
-        if sizes is None:
-            near = min(_FARGATE, key=lambda cpu: abs(cpu - each.cpu))
-            yield Problem(f"{where}.cpu", f"Fargate has no {each.cpu:g} vCPUs", f"set {near:g}")
-        elif not sizes[0] <= each.memory <= sizes[1] or (each.memory % sizes[2] and not (each.cpu == 0.25 and each.memory == 1024)):
-            what = f"Fargate has no {each.memory:,} MB with {each.cpu:g} vCPUs"
-            yield Problem(f"{where}.memory", what, f"set {sizes[0]:,} to {sizes[1]:,} in steps of {sizes[2]:,}".replace(",", ""))
-        if each.grace > FARGATE_STOP:
-            what = (
-                f"Fargate ends a container {text(FARGATE_STOP)} after it is told to stop, and tasks that take longer begin again elsewhere"
-            )
-            fix = "make them safe to repeat, or cut the work into tasks that follow each other"
-            yield Problem(f"queue {each.queue}", what, fix, "warning")
-
-
 # ---------------------------------------------------------------------- schedules
 
 
@@ -369,6 +275,11 @@ def _schedule(schedule: SchedulePlan, plan: Plan, provider: Provider) -> Iterabl
     where = f"schedule {schedule.name}"
     if schedule.refused is not None:
         yield Problem(where, schedule.refused, "change its trigger or its call")
+    for warning in schedule.warnings:
+        what, _, fix = warning.rpartition("; ")
+        if provider.name == "gcp" and "clocks go" in what:  # Google, "Cron job format and time zone"
+            what = f"{what.rpartition(': ')[0]}: Cloud Scheduler may fire then, or not"
+        yield Problem(where, what, fix, "warning")
     if len(schedule.parts) > provider.schedule_parts:
         what = f"{schedule.trigger} takes {len(schedule.parts)} expressions, and {provider.schedule_parts} is the most"
         yield Problem(where, what, "declare several schedules")
@@ -453,11 +364,3 @@ def _range(where: str, value: int, allowed: tuple[int, int], say: Callable[[int]
     least, most = allowed
     if not least <= value <= most:
         yield Problem(where, f"{say(value)} is not allowed", f"set {say(least)} to {say(most)}")
-
-
-def text(length: float) -> str:
-    """A duration in the largest unit that counts it whole, as settings read it: ``14d``, ``15m``, ``90s``."""
-    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
-        if length >= size and length % size == 0:
-            return f"{length / size:g}{unit}"
-    return f"{length:g}s"

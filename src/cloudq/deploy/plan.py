@@ -12,11 +12,12 @@ from cloudq import claimcheck
 from cloudq.adapters import Location
 from cloudq.app import CloudQ
 from cloudq.broker import Outgoing
-from cloudq.deploy.providers import DAY, Provider, ProviderName, has_functions, provider_of
+from cloudq.deploy.providers import AWS, DAY, Provider, ProviderName, has_functions, provider_of
 from cloudq.deploy.settings import RunsOn, Settings, Target
 from cloudq.durations import seconds
 from cloudq.errors import CannotExpress, CloudQError, ConfigError
 from cloudq.recurring import Recurring
+from cloudq.schedules import Cron
 from cloudq.schedules.expressions import Expression
 from cloudq.schedules.naming import cloud_scheduler_job, cloud_scheduler_note, cloud_scheduler_owner, eventbridge_note, eventbridge_schedule
 from cloudq.task import Task
@@ -149,6 +150,8 @@ class SchedulePlan:
     catch_up: str
     parts: tuple[Part, ...]
     refused: str | None
+    warnings: tuple[str, ...]
+    """What may surprise in its trigger: fires that a change of clocks meets in the ten years to come, and uneven steps."""
     steps: tuple[Step, ...]
     """Its calls; the first goes to ``queue``."""
     body: str
@@ -262,11 +265,11 @@ def plan_of(app: CloudQ, settings: Settings, *, target: Target, stage: str) -> P
     schedules = tuple(_schedule(app, app.schedules[each], provider, f"{name}-{stage}") for each in sorted(app.schedules))
     tasks = tuple(_task(app, app.tasks[each]) for each in sorted(app.tasks))
     used = _used(app, settings, tasks, schedules)
-    queues = tuple(_queue(app, settings, each, used, tasks, provider, target, prefix) for each in used)
-    functions = tuple(_function(settings, each, tasks, provider) for each in queues if each.runs_on == "function")
+    store = _store(app, settings, tasks, f"{name}-{stage}")
+    queues = tuple(_queue(app, settings, each, used, tasks, provider, target, prefix, stored=store is not None) for each in used)
+    functions = tuple(_function(settings, each, tasks, provider, stored=store is not None) for each in queues if each.runs_on == "function")
     containers = tuple(_container(settings, each, tasks) for each in queues if each.runs_on == "container")
     queues = tuple(_with_visibility(each, settings, functions, provider) for each in queues)
-    store = _store(app, settings, tasks, f"{name}-{stage}")
     timer = _timer(app, settings, tasks, queues, schedules, provider, f"{name}-{stage}")
     bodies = None
     if settings.bodies or (settings.bodies is None and (broker := _given(app, "broker")) is not None and "bodies" in broker.options):
@@ -348,6 +351,7 @@ def _schedule(app: CloudQ, each: Recurring, provider: Provider, timer: str) -> S
         catch_up=each.catch_up,
         parts=tuple(parts),
         refused=refused,
+        warnings=each.trigger.warnings() if isinstance(each.trigger, Cron) else (),
         steps=calls,
         body=tick.body if tick else "",
         group=tick.group if tick else None,
@@ -393,6 +397,8 @@ def _queue(
     provider: Provider,
     target: Target,
     prefix: str,
+    *,
+    stored: bool,
 ) -> QueuePlan:
     own = settings.queue(name)
     fifo = name.endswith(".fifo") if own.fifo is None else own.fifo
@@ -406,7 +412,7 @@ def _queue(
         fifo=fifo,
         retention=math.ceil(own.retention),
         visibility=0,  # known once the function is
-        max_receives=own.max_receives or _max_receives(app, mine, fifo, provider),
+        max_receives=own.max_receives or _max_receives(app, mine, fifo, stored, provider),
         dead_letters=DeadLetters(
             name=dead,
             resource=_resource(prefix, dead),
@@ -417,7 +423,7 @@ def _queue(
         tasks=tuple(each.name for each in mine),
         sends_to=tuple(sorted(sends_to)),
         existing=own.existing or elsewhere,
-        alarm_age=max(LATE, math.ceil(_longest(name, tasks)) + LATER) if own.alarm_age is None else math.ceil(own.alarm_age),
+        alarm_age=_alarm_age(app, mine, fifo, own.retention, provider) if own.alarm_age is None else math.ceil(own.alarm_age),
     )
 
 
@@ -442,17 +448,36 @@ def _resource(prefix: str, name: str) -> str:
     return re.split(r"[/:]", name)[-1] if _ELSEWHERE.match(name) else prefix + name
 
 
-def _max_receives(app: CloudQ, tasks: Sequence[TaskPlan], fifo: bool, provider: Provider) -> int:
-    """Deliveries after which the provider gives up, as the last resort: cloudq itself gives up well before, and says why."""
+def _max_receives(app: CloudQ, tasks: Sequence[TaskPlan], fifo: bool, stored: bool, provider: Provider) -> int:
+    """Deliveries after which the provider gives up, as the last resort: cloudq itself gives up before, and says why."""
     cap, (_, most) = app.conf.crash_cap, provider.receives
     if provider.name == "gcp":
         return most  # a push that is refused counts like one that crashed
-    retries = [each.max_retries for each in tasks]
-    if not fifo or not retries:
-        return min(2 * cap, most)
+    if fifo and stored:
+        return most  # runs are counted by the store, and what waits behind one that fails may be delivered each time with it
+    retries = [each.max_retries for each in tasks] if fifo else []
     if None in retries:
         return most
-    return min(max(2 * cap, max(each for each in retries if each is not None) + 1 + cap), most)
+    return min(2 * cap + max((each for each in retries if each is not None), default=0), most)
+
+
+def _alarm_age(app: CloudQ, tasks: Sequence[TaskPlan], fifo: bool, retention: float, provider: Provider) -> int:
+    """Beyond what a message reaches where all goes well, and where an alarm still helps: before it is too old to be kept.
+
+    It grows older while its task runs, and on an ordered queue of SQS, where it keeps its place, between its retries.
+    """
+    longest = max((each.timeout or 0.0 for each in tasks), default=0.0)
+    if fifo and provider.name == "aws":
+        longest = max((_tries(app, each) for each in tasks), default=0.0)
+    return int(min(max(LATE, longest + LATER), max(retention / 2, 1)))
+
+
+def _tries(app: CloudQ, task: TaskPlan) -> float:
+    """Seconds at most from the begin of a task's first run to the end of its last."""
+    if task.max_retries is None:
+        return math.inf
+    policy, runs = app.tasks[task.name].policy, task.timeout or 0.0
+    return runs + sum(policy.pause(retries, uniform=max) + runs for retries in range(min(task.max_retries, AWS.receives[1])))
 
 
 def _with_visibility(queue: QueuePlan, settings: Settings, functions: Sequence[FunctionPlan], provider: Provider) -> QueuePlan:
@@ -479,7 +504,7 @@ def _longest(queue: str, tasks: Sequence[TaskPlan]) -> float:
     return max((each.timeout or 0.0 for each in tasks if each.queue == queue), default=0.0)
 
 
-def _function(settings: Settings, queue: QueuePlan, tasks: Sequence[TaskPlan], provider: Provider) -> FunctionPlan:
+def _function(settings: Settings, queue: QueuePlan, tasks: Sequence[TaskPlan], provider: Provider, *, stored: bool) -> FunctionPlan:
     own = settings.queue(queue.name)
     room = max(ROOM, provider.task_margin)
     needed = min(max(LEAST_TIMEOUT, math.ceil(_longest(queue.name, tasks)) + room), provider.function_timeout[1])
@@ -489,9 +514,10 @@ def _function(settings: Settings, queue: QueuePlan, tasks: Sequence[TaskPlan], p
         memory=own.memory,
         timeout=needed if own.timeout is None else math.ceil(own.timeout),
         concurrency=own.concurrency or (1 if provider.name == "aws" else 10),
-        batch_size=own.batch_size,
+        batch_size=own.batch_size or (1 if queue.fifo and not stored else 10),
         batch_window=math.ceil(own.batch_window),
-        max_concurrency=own.max_concurrency,
+        # what an event source asks for beyond what is reserved is throttled
+        max_concurrency=own.max_concurrency or (own.reserved_concurrency if provider.name == "aws" else None),
         reserved_concurrency=own.reserved_concurrency,
     )
 

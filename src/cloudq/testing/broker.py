@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -39,6 +40,10 @@ TEXTS: tuple[str, ...] = (
 """Bodies that a transport must not change."""
 
 MISSING = "cloudq-conformance-no-such-queue"
+STILL = 0.5
+"""Seconds beyond those that it lets pass from which on a test that fails is tried again: leases of 2 s may have ended under it."""
+AGAIN = 30.0
+"""Seconds after which it is not tried again."""
 
 
 class BrokerConformance(Suite):
@@ -48,6 +53,7 @@ class BrokerConformance(Suite):
     """Whether a message is delivered once while its lease is held, and counts are current; false for a real cloud."""
 
     broker: Broker
+    _passed: float
 
     @abstractmethod
     async def make_broker(self) -> Broker:
@@ -62,11 +68,18 @@ class BrokerConformance(Suite):
         return Outgoing(body="refused", delay=self.broker.limits.delay + 1)
 
     async def play(self, scenario: Callable[[], Awaitable[None]]) -> None:
-        self.broker = await self.make_broker()
-        try:
-            await super().play(scenario)
-        finally:
-            await self.broker.close()
+        begun = time.monotonic()
+        while True:
+            self._passed, began = 0.0, time.monotonic()
+            self.broker = await self.make_broker()
+            try:
+                return await super().play(scenario)
+            except Exception:
+                # A machine that stood still may have let a lease end, and has proved nothing.
+                if (now := time.monotonic()) - began - self._passed < STILL or now - begun > AGAIN:
+                    raise
+            finally:
+                await self.broker.close()
 
     # What the tests do again and again.
 
@@ -93,7 +106,7 @@ class BrokerConformance(Suite):
             if batch:
                 continue
             if passed < within:
-                await self.pass_time(1)
+                await self.let_pass(1)
                 passed += 1
             else:
                 await asyncio.sleep(0.02)
@@ -116,9 +129,14 @@ class BrokerConformance(Suite):
         """Whether a receive finds nothing at once."""
         return not await self.broker.receive(queue, max_messages=1, wait=0)
 
+    async def let_pass(self, seconds: float) -> None:
+        """Let ``seconds`` pass on purpose."""
+        self._passed += seconds
+        await self.pass_time(seconds)
+
     async def lease_ends(self) -> None:
         """Let the time of a lease pass."""
-        await self.pass_time(self.broker.limits.lease + self.slack)
+        await self.let_pass(self.broker.limits.lease + self.slack)
 
     async def waiting(self, queue: str, *, wait: float | None = None) -> asyncio.Task[Sequence[Delivery]]:
         """Begin a receive that waits, by default as long as the broker can."""
@@ -200,6 +218,17 @@ class BrokerConformance(Suite):
         assert await self.is_empty(queue)
 
     @scenario
+    async def test_an_attribute_that_is_no_text_does_not_hurt_the_others(self) -> None:
+        unless(self.broker.limits.batch >= 3, "the broker takes fewer than three messages at once")
+        queue = await self.make_queue()
+        entries = [Outgoing(body="first"), Outgoing(body="odd", attributes={"a": "\ud800"}), Outgoing(body="last")]
+        first, odd, last = await self.broker.send(queue, entries)
+        assert (first, last) == (None, None)
+        assert odd is None or not odd.retryable
+        expected = ["first", "last"] if odd else ["first", "last", "odd"]
+        assert sorted(delivery.body for delivery in await self.take(queue, len(expected))) == expected
+
+    @scenario
     async def test_the_largest_body_is_taken_and_a_larger_one_refused(self) -> None:
         queue = await self.make_queue()
         body = self.broker.limits.body
@@ -236,11 +265,13 @@ class BrokerConformance(Suite):
     async def test_a_delivery_says_where_and_until_when_it_is_ours(self) -> None:
         queue = await self.make_queue()
         await self.put(queue, "x")
+        began = time.monotonic()
         delivery = await self.take_one(queue)
+        took = time.monotonic() - began
         limits = self.broker.limits
         assert delivery.queue == queue
         assert delivery.receives == (1 if limits.receives else 0)
-        assert delivery.lease_until - delivery.received == pytest.approx(limits.lease, abs=0.01)
+        assert -0.01 < delivery.lease_until - delivery.received - limits.lease < took + 0.01  # some count a lease from the answer
         assert delivery.message_id
 
     # Waiting.
@@ -253,9 +284,9 @@ class BrokerConformance(Suite):
     async def test_a_receive_waits_no_longer_than_asked(self) -> None:
         unless(self.broker.limits.wait >= 2, "a receive waits less than two seconds")
         task = await self.waiting(await self.make_queue(), wait=2)
-        await self.pass_time(1)
+        await self.let_pass(1)
         assert not task.done()
-        await self.pass_time(1 + self.slack)
+        await self.let_pass(1 + self.slack)
         assert list(await task) == []
 
     @scenario
@@ -283,7 +314,7 @@ class BrokerConformance(Suite):
         queue = await self.make_queue()
         assert list(await self.broker.send(queue, [Outgoing(body="x", delay=1)])) == [None]
         task = await self.waiting(queue)
-        await self.pass_time(1 + self.slack)
+        await self.let_pass(1 + self.slack)
         assert [delivery.body for delivery in await task] == ["x"]
 
     @scenario
@@ -292,7 +323,7 @@ class BrokerConformance(Suite):
         queue = await self.make_queue()
         task = await self.waiting(queue)
         assert list(await self.broker.send(queue, [Outgoing(body="x", delay=1)])) == [None]
-        await self.pass_time(1 + self.slack)
+        await self.let_pass(1 + self.slack)
         assert [delivery.body for delivery in await task] == ["x"]
 
     @scenario
@@ -315,7 +346,7 @@ class BrokerConformance(Suite):
         delivery = await self.take_one(queue)
         assert list(await self.broker.extend([delivery], 1)) == [None]
         task = await self.waiting(queue)
-        await self.pass_time(1 + self.slack)
+        await self.let_pass(1 + self.slack)
         assert [again.message_id for again in await task] == [delivery.message_id]
 
     @scenario
@@ -393,7 +424,7 @@ class BrokerConformance(Suite):
         await self.put(queue, "x")
         delivery = await self.take_one(queue)
         assert list(await self.broker.extend([delivery], 1)) == [None]
-        await self.pass_time(1 + self.slack)
+        await self.let_pass(1 + self.slack)
         assert (await self.take_one(queue)).message_id == delivery.message_id
 
     @scenario
@@ -492,7 +523,7 @@ class BrokerConformance(Suite):
         await self.put(queue, "now")
         assert (await self.take_one(queue)).body == "now"
         assert await self.is_empty(queue)
-        await self.pass_time(2 + self.slack)
+        await self.let_pass(2 + self.slack)
         assert (await self.take_one(queue)).body == "later"
 
     @scenario

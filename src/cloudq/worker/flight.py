@@ -24,12 +24,16 @@ class Flight:
     """When it began (monotonic seconds)."""
     concluded: bool = False
     """Its outcome is known; a later one (of a thread that was given up) does not count."""
+    durable: bool = False
+    """Its outcome is durable; all that is left is to ack the delivery."""
     lost: bool = False
     """Its lease was lost: nothing more is extended."""
     slot_lost: bool = False
     """It has no slot to give back: it is held, or its thread could not be stopped at the time limit (then the thread's return frees it)."""
     alarm: asyncio.TimerHandle | None = None
     """Goes off at the time limit."""
+    renewal: asyncio.Task[None] | None = None
+    """The renewal of its claim that is out."""
     progress: tuple[str, Any] | None = None
     """What ``update_state`` said and the store does not have yet."""
     reporting: bool = False

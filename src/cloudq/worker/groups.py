@@ -11,29 +11,32 @@ class Groups:
     """The deliveries of ordered queues that are here, by queue and group; a receive may bring several of one group at once."""
 
     def __init__(self) -> None:
-        self._waiting: dict[tuple[str, str | None], deque[Flight]] = {}
+        self._lines: dict[tuple[str, str | None], deque[Flight]] = {}
+        """The first of each is under way, the others wait."""
 
     def enter(self, flight: Flight) -> bool:
         """Whether the flight may go now; else it waits behind the one of its group that is under way."""
-        waiting = self._waiting.get(_key(flight))
-        if waiting is None:
-            self._waiting[_key(flight)] = deque()
-            return True
-        waiting.append(flight)
-        return False
+        line = self._lines.setdefault(_key(flight), deque())
+        line.append(flight)
+        return len(line) == 1
+
+    def behind(self, flight: Flight) -> list[Flight]:
+        """Those that wait behind the one under way."""
+        return [each for each in self._lines.get(_key(flight), ()) if each is not flight]
 
     def leave(self, flight: Flight, *, skip_rest: bool) -> list[Flight]:
         """The group's delivery under way is gone; returns the one to go next, or with ``skip_rest`` all that wait, to be given back."""
-        waiting = self._waiting.get(_key(flight))
-        if waiting is None:
+        line = self._lines.get(_key(flight))
+        if line is None or flight not in line:
             return []
-        if flight in waiting:  # it was given back before its turn came
-            waiting.remove(flight)
+        first = line[0] is flight
+        line.remove(flight)
+        if not first:  # it was given back before its turn came
             return []
-        if waiting and not skip_rest:
-            return [waiting.popleft()]
-        del self._waiting[_key(flight)]
-        return list(waiting)
+        if line and not skip_rest:
+            return [line[0]]
+        del self._lines[_key(flight)]
+        return list(line)
 
 
 def _key(flight: Flight) -> tuple[str, str | None]:

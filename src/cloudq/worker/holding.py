@@ -1,4 +1,4 @@
-"""Holds deliveries whose time has not come: under heartbeat, without a slot, for brokers that cannot delay a message."""
+"""Holds deliveries whose time has not come: under heartbeat, without a slot, where they cannot be sent again with a delay."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 HELD: Final = 1_000
 """Deliveries held at once at most, of all queues: one heartbeat request, and some megabytes."""
+ORDERED: Final = 60.0
+"""Seconds that an ordered message is held at once at most; for longer its own lease keeps it away, which costs one request."""
 RETRY: Final = 0.02
 """Seconds between looks for a free slot while what is due finds none."""
 
@@ -23,6 +25,9 @@ class Holding:
 
     A broker with ``limits.hold`` has no delays, so a message that is not due is neither sent again, for it would come back at once, nor
     does it keep others from their slots: it waits here. If the process dies it is delivered again, and waits there.
+
+    Nor is an ordered message ever sent again, for it would lose its place. It waits here, too: if its lease kept it away, each look at it
+    would be a delivery, and so an attempt where there is no store.
     """
 
     def __init__(self, limits: Limits, *, timer: bool, busy: Callable[[], bool], resume: Callable[[Flight], None]) -> None:
@@ -43,10 +48,11 @@ class Holding:
 
         Without a timer what waits longer than ``limits.hold`` is looked at again after that.
         """
-        job, too_long = flight.job, later.delay > self._longest
-        if not self._longest or job.ordered or job.claim is not None or len(self._held) >= HELD or (too_long and self._timer):
+        job, longest = flight.job, ORDERED if flight.job.ordered else self._longest
+        elsewhere = later.delay > longest and (job.ordered or self._timer)  # it waits better there
+        if not longest or job.claim is not None or len(self._held) >= HELD or elsewhere:
             return False
-        self._held[flight] = asyncio.get_running_loop().call_later(min(later.delay, self._longest), self._is_due, flight)
+        self._held[flight] = asyncio.get_running_loop().call_later(min(later.delay, longest), self._is_due, flight)
         return True
 
     def withdraw(self) -> list[Flight]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from cloudq.broker import Delivery
-from cloudq.errors import BrokerError, QueueNotFound
+from cloudq.errors import CloudQError, QueueNotFound
 
 if TYPE_CHECKING:
     from cloudq.broker import Broker
@@ -30,16 +30,28 @@ class Poller:
 
     One receive is always there, with a long poll; while receives come back full and slots are free, others join it, so that a
     backlog is drained as fast as slots allow and an idle queue costs one request per long poll.
+
+    An ordered queue, unless ``attempts`` are known by other means than deliveries, is received from one by one: what is delivered behind
+    one that fails comes back with it, and would have used up an attempt. One is known by its ``.fifo``, or by what first comes of it.
     """
 
     def __init__(
-        self, broker: Broker, queue: str, slots: Slots, accept: Callable[[Sequence[Delivery]], None], *, alone: bool, wait: float
+        self,
+        broker: Broker,
+        queue: str,
+        slots: Slots,
+        accept: Callable[[Sequence[Delivery]], None],
+        *,
+        alone: bool,
+        wait: float,
+        attempts: bool = True,
     ) -> None:
         self._broker = broker
         self._queue = queue
         self._slots = slots
         self._accept = accept
-        self._batch = min(broker.limits.receive, slots.total)
+        self._attempts = attempts
+        self._batch = 1 if queue.endswith(".fifo") and not attempts else min(broker.limits.receive, slots.total)
         self._alone = alone
         self._wait = min(wait, broker.limits.wait)
         self._helpers: set[asyncio.Task[None]] = set()
@@ -97,7 +109,7 @@ class Poller:
                     failures += 1
                     logger.error("%s", error)
                     await asyncio.sleep(min(10.0, 0.5 * 2**failures))
-                except BrokerError as error:
+                except CloudQError as error:
                     failures += 1
                     pause = min(30.0, 0.1 * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)
                     logger.warning("receiving from %r failed, next try in %.1f s: %s", self._queue, pause, error)
@@ -143,6 +155,8 @@ class Poller:
         if lead:
             self.empty, self.looked_at = not received, began
         if received:
+            if received[0].group is not None and not self._attempts:
+                self._batch = 1
             self._accept(received)
         if full and self._slots.free >= self._batch and len(self._helpers) < MAX_RECEIVERS - 1:
             helper = asyncio.get_running_loop().create_task(self._help())
@@ -154,5 +168,5 @@ class Poller:
         try:
             while not self._stopped and not self.paused and await self._receive(0.0, lead=False):
                 pass
-        except (BrokerError, TimeoutError) as error:
+        except (CloudQError, TimeoutError) as error:
             logger.debug("a further receive from %r ended: %s", self._queue, error)

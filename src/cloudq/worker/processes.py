@@ -19,7 +19,7 @@ from typing import Any, Final
 from cloudq import logs
 from cloudq.errors import ConfigError
 from cloudq.loading import reference_of
-from cloudq.outcome import Later, Outcome
+from cloudq.outcome import Dead, Later, Outcome
 from cloudq.runner import Job, Runner, revoked
 from cloudq.worker import frames
 from cloudq.worker.flight import Complete, Flight
@@ -112,7 +112,12 @@ class ProcessExecutor:
                 "with --processes the broker must be one that other processes reach too; a memory:// broker is in this one alone"
             )
         self._hello = {"app": reference_of(app), "path": [str(entry) for entry in sys.path], "log": _logging()}
-        started = await asyncio.gather(*(self._spawn() for _ in range(self._count)), return_exceptions=True)
+        spawning = [asyncio.ensure_future(self._spawn()) for _ in range(self._count)]
+        try:
+            started = await asyncio.gather(*spawning, return_exceptions=True)
+        except asyncio.CancelledError:  # the worker stops while they load
+            await asyncio.gather(*(self._end(each.result()) for each in spawning if not each.cancelled() and each.exception() is None))
+            raise
         children = [child for child in started if isinstance(child, _Child)]
         failure: BaseException | None = next((each for each in started if isinstance(each, BaseException)), None)
         if missing := sorted({name for child in children for name in app.tasks.keys() - child.tasks}):
@@ -344,31 +349,46 @@ class ProcessExecutor:
 
     def _hand_out(self) -> None:
         while self._idle and self._waiting:
-            self._give(self._idle.pop(), self._waiting.popleft())
+            flight = self._waiting.popleft()
+            try:
+                task = _frame(flight.job, self._idle[-1].run + 1)
+            except (ValueError, RecursionError) as error:  # it could be read and cannot be written: 1e999, nesting at Python's limit
+                _ = self._begin(self._refuse(flight, Dead(f"it cannot be handed to a child process: {error}")))
+            else:
+                self._give(self._idle.pop(), flight, task)
 
-    def _give(self, child: _Child, flight: Flight) -> None:
+    async def _refuse(self, flight: Flight, outcome: Dead) -> None:
+        await asyncio.to_thread(self._runner.notify, flight.job, outcome)
+        self._complete(flight, outcome)
+
+    def _give(self, child: _Child, flight: Flight, task: bytes) -> None:
         job = flight.job
-        message, delivery, request, task = job.message, job.delivery, job.request, job.task
-        assert message is not None and request is not None and task is not None
         flight.start()
         child.flight, child.begun = flight, False
         child.run += 1
-        child.send(
-            {
-                "run": child.run,
-                "body": message.encode(),
-                "queue": delivery.queue,
-                "receives": delivery.receives,
-                "sent": delivery.sent,
-                "group": delivery.group,
-                "given": list(job.given),
-                "recorded": job.recorded or job.claim is not None,
-                "reports": request.report is not None,
-            }
-        )
+        child.writer.write(task)
         if job.timeout is not None:
-            grace = ASYNC_GRACE if task.is_async else 0.0  # its own limit comes first, in the child
+            grace = ASYNC_GRACE if job.task is not None and job.task.is_async else 0.0  # its own limit comes first, in the child
             child.limit = asyncio.get_running_loop().call_later(job.timeout + grace, child.overrun)
+
+
+def _frame(job: Job, run: int) -> bytes:
+    """A job for a child, as its run of that number; raises ValueError or RecursionError for what cannot be written."""
+    message, delivery, request = job.message, job.delivery, job.request
+    assert message is not None and request is not None
+    return frames.encode(
+        {
+            "run": run,
+            "body": message.encode(),
+            "queue": delivery.queue,
+            "receives": delivery.receives,
+            "sent": delivery.sent,
+            "group": delivery.group,
+            "given": list(job.given),
+            "recorded": job.recorded or job.claim is not None,
+            "reports": request.report is not None,
+        }
+    )
 
 
 def _how(child: _Child) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
-from cloudq.errors import LeaseLost, StoreError
+from cloudq.errors import CloudQError
 from cloudq.worker.flight import Flight
 
 logger = logging.getLogger("cloudq.worker")
@@ -38,7 +38,7 @@ async def _write(flight: Flight) -> None:
         while claim is not None and not flight.concluded and (progress := flight.progress) is not None:
             flight.progress = None
             await claim.report(*progress)
-    except (StoreError, LeaseLost) as error:
+    except CloudQError as error:
         logger.warning("%s: its progress could not be recorded: %s", flight.job.label, error)
     finally:
         flight.reporting = False

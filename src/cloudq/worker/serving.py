@@ -11,10 +11,10 @@ from collections.abc import Coroutine
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
-from cloudq.errors import LeaseLost, StoreError
+from cloudq.errors import CloudQError, LeaseLost
 from cloudq.outcome import Dead, Done, Later, Outcome
 from cloudq.runner import Job, Runner, revoked
-from cloudq.settle import Verdict, announce, is_settled, settle_repeatedly, task_logger
+from cloudq.settle import MOST_PAUSE, Verdict, announce, is_settled, settle_repeatedly, task_logger
 from cloudq.worker.flight import Flight
 from cloudq.worker.progress import keep_progress
 from cloudq.worker.threads import LoopExecutor, ThreadExecutor
@@ -70,6 +70,8 @@ class Serving:
         """What was given up, and has not ended."""
         self._background: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._given_up_all = False
+        """The grace time is over."""
         self._recycled = False
 
     @property
@@ -129,7 +131,11 @@ class Serving:
             return Verdict.KEEP
         if is_settled(job, outcome):
             return Verdict.ACK
-        return await settle_repeatedly(self.app, job, outcome, tries=SETTLE_TRIES)
+        return await settle_repeatedly(self.app, job, outcome, tries=SETTLE_TRIES, is_ours=lambda: self._has_time(end))
+
+    def _has_time(self, end: float) -> bool:
+        """Whether a delivery that is ours until ``end`` (monotonic seconds) may take one more try."""
+        return not self._given_up_all and time.monotonic() + MOST_PAUSE < end
 
     async def _admitted(self, delivery: Delivery) -> Job:
         while True:
@@ -153,7 +159,7 @@ class Serving:
         if job.claim is not None:
             try:
                 await job.claim.release()
-            except (StoreError, LeaseLost) as error:
+            except CloudQError as error:
                 logger.warning("%s: its claim could not be released: %s", job.label, error)
 
     # ------------------------------------------------------------------ running
@@ -212,7 +218,7 @@ class Serving:
             except LeaseLost:
                 logger.error("%s: its claim was lost while it ran; its result will be discarded", job.label)
                 return
-            except StoreError as error:
+            except CloudQError as error:
                 logger.warning("%s: its claim could not be renewed, trying again: %s", job.label, error)
             if job.revoked and not known and job.task is not None:
                 logger.info("%s was revoked: its run is ended", job.label)
@@ -230,6 +236,7 @@ class Serving:
             run.set_result(outcome)
 
     def _give_up_all(self) -> None:
+        self._given_up_all = True
         for run in self._runs.values():
             if not run.done():
                 run.set_result(None)

@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from cloudq.io import run_until_stopped
 from cloudq.runner import Runner, revoked
 from cloudq.worker import stopping
 from cloudq.worker.flight import Complete, Flight
@@ -252,7 +253,7 @@ class LoopExecutor:
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
     try:
-        loop.run_forever()
+        run_until_stopped(loop)
         rest: set[asyncio.Task[Any]] = asyncio.all_tasks(loop)
         for task in rest:
             task.cancel()

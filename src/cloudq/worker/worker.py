@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import math
 import os
 import signal
 import time
@@ -21,11 +23,11 @@ from cloudq import events, pauses, signals
 from cloudq.app import CloudQ
 from cloudq.broker import Broker, Delivery, SettleError
 from cloudq.coalesce import Coalescer
-from cloudq.errors import BrokerError, CloudQError, ConfigError, LeaseLost, QueueNotFound, StoreError
+from cloudq.errors import BrokerError, CloudQError, ConfigError, LeaseLost, QueueNotFound
 from cloudq.io import drive
 from cloudq.outcome import Again, Dead, Done, Later, Outcome
 from cloudq.runner import Job, Runner, revoked
-from cloudq.settle import Verdict, announce, is_settled, settle_repeatedly, task_logger
+from cloudq.settle import MOST_PAUSE, Verdict, announce, is_settled, may_pass, settle_repeatedly, task_logger
 from cloudq.store import Store
 from cloudq.worker.flight import Executor, Flight
 from cloudq.worker.groups import Groups
@@ -47,6 +49,7 @@ ACK_LINGER: Final = 0.1
 AHEAD: Final = 100
 """Deliveries of a local broker that may wait for a thread."""
 SETTLE_TRIES: Final = 5
+ACK_TRIES: Final = 3
 LOOK: Final = 3.0
 """Seconds between looks at which queues are paused."""
 HURRIED: Final = 0.5
@@ -55,6 +58,10 @@ RETURNED: Final = 3.0
 """Seconds that it may still be out when running tasks were given back a moment before."""
 OVERRUN: Final = 5.0
 """Seconds that an async task has to obey its cancellation before it is given up."""
+HASTE: Final = 2.0
+"""Seconds that each step of giving back may take, and the last acks after the grace time: a stop must not wait for what does not answer."""
+STUCK: Final = 300.0
+"""Seconds after which a worker is ill where nothing runs and nothing becomes of what it has taken."""
 
 
 class StopReason(Enum):
@@ -106,6 +113,8 @@ class Worker:
         self.queues = dict(self.options.queues) or dict.fromkeys(app.queues, 1)
         if bad := [name for name, weight in self.queues.items() if weight < 1]:
             raise ConfigError(f"the weight of {', '.join(bad)} must be 1 or more")
+        if (file := self.options.health_file) is not None and not file.parent.is_dir():
+            raise ConfigError(f"the health file {file} cannot be made: there is no directory {file.parent}")
         self.runner = Runner(app)
         self.reason = StopReason.ASKED
         self.handled = 0
@@ -122,9 +131,14 @@ class Worker:
         self._completed: deque[tuple[Flight, Outcome]] = deque()
         self._woken = False
         self._stopping = asyncio.Event()
+        self._stopped_at = 0.0
         self._signalled = False
         self._hurry = False
         self._landed_at = 0.0
+        self._moved_at = 0.0
+        """When something became of a delivery, or was tried for one (monotonic seconds)."""
+        self._end = math.inf
+        """When the grace time is over (monotonic seconds)."""
         self._lost_slots = 0
         self._started_tasks = 0
         self._background: set[asyncio.Task[Any]] = set()
@@ -192,37 +206,10 @@ class Worker:
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
-        await self._check_queues()
-        options, limits = self.options, self.app.broker.limits
-        self._slots = Slots(self._size + self._ahead(), self.queues)
-        self._holding = Holding(
-            limits,
-            timer=self.app.timer is not None,
-            busy=lambda: len(self._flights) - len(self._holding) >= self._size,
-            resume=self._resume,
-        )
-        self._threads = ThreadExecutor(self.runner, self._size, self._complete)
-        self._tasks = LoopExecutor(self.runner, self._size, self._complete)
-        self._children = (
-            ProcessExecutor(self.runner, options.processes, self._complete, max_tasks=options.max_tasks) if options.processes else None
-        )
-        self._ackers = {queue: Coalescer(self._acking, count=limits.batch, linger=ACK_LINGER, eager=False) for queue in self.queues}
-        wait = 0.0 if options.drain or options.once else min(options.wait, 1.0) if self._size < len(self.queues) else options.wait
-        self._pollers = {
-            queue: Poller(
-                self.app.broker,
-                queue,
-                self._slots,
-                self._accept,
-                alone=len(self.queues) == 1,
-                wait=max(wait, 0.1),  # a receive that never waits would keep the loop for itself
-            )
-            for queue in self.queues
-        }
-        if self.app.store is not None:
-            await self._look_at_pauses(self.app.store)
-        if self._children is not None:
-            await self._children.start()
+        if not await self._prepared():
+            logger.info("ended (%s) before it was ready", self.reason.value)
+            self._ready.set_result(None)
+            return
         firing = await self._begin_schedules()
         await asyncio.to_thread(signals.worker_ready.send, "worker", worker=self)  # receivers are user code
         # from here to the wait for the end nothing suspends: a poller that outran it would bounce messages
@@ -255,6 +242,56 @@ class Worker:
             await asyncio.to_thread(signals.worker_shutdown.send, "worker", worker=self)
             logger.info("ended (%s) after %d messages", self.reason.value, self.handled)
 
+    async def _prepared(self) -> bool:
+        """Make ready to receive; false where a stop came first, whatever it was that took so long."""
+        preparing, stopped = asyncio.ensure_future(self._prepare()), asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait([preparing, stopped], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+            if not preparing.done():
+                preparing.cancel()
+                await asyncio.wait([preparing])
+        if preparing.cancelled():
+            return False
+        preparing.result()
+        return True
+
+    async def _prepare(self) -> None:
+        await self._check_queues()
+        options, limits = self.options, self.app.broker.limits
+        self._slots = Slots(self._size + self._ahead(), self.queues)
+        self._holding = Holding(
+            limits,
+            timer=self.app.timer is not None,
+            busy=lambda: len(self._flights) - len(self._holding) >= self._size,
+            resume=self._resume,
+        )
+        self._threads = ThreadExecutor(self.runner, self._size, self._complete)
+        self._tasks = LoopExecutor(self.runner, self._size, self._complete)
+        self._children = (
+            ProcessExecutor(self.runner, options.processes, self._complete, max_tasks=options.max_tasks) if options.processes else None
+        )
+        self._ackers = {queue: Coalescer(self._acking, count=limits.batch, linger=ACK_LINGER, eager=False) for queue in self.queues}
+        wait = 0.0 if options.drain or options.once else min(options.wait, 1.0) if self._size < len(self.queues) else options.wait
+        self._wait = min(wait, limits.wait)
+        self._pollers = {
+            queue: Poller(
+                self.app.broker,
+                queue,
+                self._slots,
+                self._accept,
+                alone=len(self.queues) == 1,
+                attempts=self.app.store is not None,
+                wait=max(wait, 0.1),  # a receive that never waits would keep the loop for itself
+            )
+            for queue in self.queues
+        }
+        if self.app.store is not None:
+            await self._look_at_pauses(self.app.store)
+        if self._children is not None:
+            await self._children.start()
+
     def _ahead(self) -> int:
         """How many deliveries may wait here for a free thread, beside those that run.
 
@@ -267,16 +304,19 @@ class Worker:
 
     async def _check_queues(self) -> None:
         """Say at the start what is missing, rather than fail message by message."""
-        missing: list[str] = []
-        for queue in self.queues:
-            for name in (queue, self.app.dead_letter_queue(queue)):
-                try:
-                    await self.app.broker.stats(name)
-                except QueueNotFound:
-                    missing.append(name)
-                except BrokerError as error:
-                    logger.warning("queue %r could not be checked: %s", name, error)
-        if missing:
+
+        async def is_missing(name: str) -> bool:
+            try:
+                await self.app.broker.stats(name)
+            except QueueNotFound:
+                return True
+            except BrokerError as error:
+                logger.warning("queue %r could not be checked: %s", name, error)
+            return False
+
+        names = [name for queue in self.queues for name in (queue, self.app.dead_letter_queue(queue))]
+        answers = await asyncio.gather(*(is_missing(name) for name in names))
+        if missing := [name for name, answer in zip(names, answers, strict=True) if answer]:
             raise ConfigError(
                 f"the broker has no queue {', '.join(map(repr, missing))}; create it (cloudq never does at run time), or name other queues"
             )
@@ -295,14 +335,18 @@ class Worker:
         return []
 
     async def _fire(self, recurring: Recurring) -> None:
-        """Send a schedule's ticks at their time."""
+        """Send a schedule's ticks at their time, each once, also where the clock is set back a little or the sleep ends early."""
         app = self.app
-        while (slot := recurring.trigger.next_after(app.clock.time())) is not None:
-            await app.clock.sleep(slot - app.clock.time())
+        after = app.clock.time()
+        while (slot := recurring.trigger.next_after(after)) is not None:
+            await app.clock.sleep(max(0.0, slot - app.clock.time()))
             try:
                 await app.sender.asend(recurring.queue(app), recurring.tick(app, int(slot)), recurring.id(int(slot)))
             except (CloudQError, TimeoutError) as error:
                 logger.error("schedule %r could not be fired: %s", recurring.name, error)
+            except Exception:
+                logger.exception("schedule %r could not be fired, for an unforeseen reason", recurring.name)
+            after = max(slot, app.clock.time())
 
     def _executors(self) -> list[Executor]:
         return [self._threads, self._tasks, *([self._children] if self._children is not None else [])]
@@ -316,10 +360,19 @@ class Worker:
         task = self._loop.create_task(call)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        task.add_done_callback(_report_fault)
         return task
 
-    def _spawn(self, call: Coroutine[Any, Any, None]) -> None:
-        self._begin(call).add_done_callback(_report_fault)
+    def _spawn(self, call: Coroutine[Any, Any, None], flight: Flight | None = None) -> None:
+        """Do something beside; a fault of ours in it must not take along the slot of the ``flight`` that waits for it."""
+        task = self._begin(call)
+        if flight is not None:
+            task.add_done_callback(lambda task: self._leave(flight) if not task.cancelled() and task.exception() is not None else None)
+
+    def _leave(self, flight: Flight) -> None:
+        """Nothing more becomes of it here: it is left to its lease, and comes back when that ends."""
+        if flight in self._flights:
+            self._settled(flight, Verdict.KEEP)
 
     @property
     def _is_stopping(self) -> bool:
@@ -327,7 +380,7 @@ class Worker:
 
     def _ask_stop(self, reason: StopReason) -> None:
         if not self._stopping.is_set():
-            self.reason = reason
+            self.reason, self._stopped_at = reason, time.monotonic()
             self._stopping.set()
 
     # ------------------------------------------------------------------ in
@@ -335,7 +388,10 @@ class Worker:
     def _accept(self, deliveries: Sequence[Delivery]) -> None:
         """Take over what was received: each holds one slot until its outcome is durable."""
         refused, plain, began = self._is_stopping or deliveries[0].queue in self._paused, self.app.store is None, time.monotonic()
-        admit, keep = self.runner.admit, self._flights.add
+        admit, keep, self._moved_at = self.runner.admit, self._flights.add, began
+        if refused:
+            self._refuse([Flight(Job(delivery), began) for delivery in deliveries])
+            return
         for delivery in deliveries:
             try:
                 job = admit(delivery)
@@ -344,22 +400,37 @@ class Worker:
                 job = Job(delivery, outcome=Dead(f"it could not be read: {type(error).__name__}"))
             flight = Flight(job, began)
             keep(flight)
-            if refused:
-                self._spawn(self._give_back([flight]))
-            elif plain and delivery.group is None and job.outcome is None:
-                self._execute(flight)
+            if plain and delivery.group is None and job.outcome is None:
+                self._guarded(self._execute, flight)
             elif delivery.group is None or self._groups.enter(flight):
-                self._go(flight)
+                self._guarded(self._go, flight)
         if self.options.once:
             self._ask_stop(StopReason.DRAINED)
 
+    def _refuse(self, deliveries: Sequence[Flight]) -> None:
+        """Give back what came too late, once nobody else who stops or pauses still has a receive out.
+
+        Given back at once it would be handed to the next of these, and so on, and each time counts as a delivery.
+        """
+        alone = self._local or self._hurry or self.reason is not StopReason.ASKED
+        since = self._stopped_at if self._is_stopping else time.monotonic()
+        self._spawn(self._give_back(deliveries, 0.0 if alone else max(0.0, since + self._wait - time.monotonic())))
+
+    def _guarded(self, step: Callable[[Flight], None], flight: Flight) -> None:
+        """A fault of ours must not take along the others of a batch."""
+        try:
+            step(flight)
+        except Exception:
+            logger.exception("%s: an unforeseen fault in the worker", flight.job.label)
+            self._leave(flight)
+
     def _go(self, flight: Flight) -> None:
         if flight.job.elsewhere:
-            self._spawn(self._fetch(flight))
+            self._spawn(self._fetch(flight), flight)
         elif flight.job.outcome is not None:
             self._conclude(flight, flight.job.outcome, hooks=True)
         elif self.app.store is not None:
-            self._spawn(self._claim(flight))
+            self._spawn(self._claim(flight), flight)
         else:
             self._execute(flight)
 
@@ -372,8 +443,7 @@ class Worker:
         job = flight.job
         await self.runner.claim(job)
         if flight not in self._flights:  # given back meanwhile
-            if job.claim is not None:
-                await job.claim.release()
+            await self._release(flight)
         elif job.outcome is not None:
             self._conclude(flight, job.outcome)
         else:
@@ -402,7 +472,7 @@ class Worker:
     def _ack_at_once(self, broker: Broker, flights: Sequence[Flight]) -> None:
         try:
             answers = drive(broker.ack([flight.job.delivery for flight in flights]))
-        except BrokerError:
+        except Exception:
             answers = None
         if answers is None or any(answers):  # the acker repeats what may help, and logs
             for flight in flights:
@@ -413,16 +483,16 @@ class Worker:
     def _land(self, flights: Sequence[Flight], verdict: Verdict = Verdict.ACK) -> None:
         """Deliveries are no longer ours; those of their groups that waited go on, or go back where an earlier one stays."""
         self._flights.difference_update(flights)
-        self._landed_at = time.monotonic()
+        self._landed_at = self._moved_at = time.monotonic()
         for flight in flights:
             if flight.job.ordered:
-                stop = verdict is Verdict.KEEP or self._is_stopping
+                stop = verdict is not Verdict.ACK or self._is_stopping
                 following = self._groups.leave(flight, skip_rest=stop)
                 if stop:
                     self._spawn(self._give_back(following))
                 else:
                     for each in following:
-                        self._go(each)
+                        self._guarded(self._go, each)
 
     def _overran(self, flight: Flight) -> None:
         """A thread cannot be stopped: settle without it. Its slot is lost until it returns by itself."""
@@ -437,7 +507,7 @@ class Worker:
         flight.slot_lost = flight.concluded = flight.job.abandoned = True
         self._lost_slots += 1
         logger.error("%s ran over its %g s and cannot be stopped; its slot is lost until it returns", flight.job.label, flight.job.timeout)
-        self._spawn(self._time_out(flight))
+        self._spawn(self._time_out(flight), flight)
         if self._lost_slots * 2 >= self._size:
             logger.error("%d of %d slots are lost to tasks over their time limit: recycling this process", self._lost_slots, self._size)
             self._ask_stop(StopReason.RECYCLE)
@@ -487,6 +557,8 @@ class Worker:
     def _ack_many(self, flights: Sequence[Flight]) -> None:
         """Ack deliveries whose outcomes are durable; on a local broker at once and together, else by the queue's acker."""
         self.handled += len(flights)
+        for flight in flights:
+            flight.durable = True
         if self._local:
             size, broker = self.app.broker.limits.batch, self.app.broker
             by_queue: dict[str, list[Flight]] = {}
@@ -512,17 +584,26 @@ class Worker:
         if isinstance(outcome, Later) and not self._is_stopping and self._holding.hold(flight, outcome):
             self._slots.give(0 if flight.slot_lost else 1)
             flight.slot_lost = True
+            if flight.job.ordered:  # the rest of its batch is still to come
+                self._loop.call_soon(self._clear_behind, flight)
             return
         if hooks and self.app.hooks.on_dead and isinstance(outcome, Dead):
             self._threads.call(lambda: self.runner.notify(flight.job, outcome))
         if is_settled(flight.job, outcome):
             self._ack_many([flight])
         else:
-            self._spawn(self._settle(flight, outcome))
+            self._spawn(self._settle(flight, outcome), flight)
+
+    def _clear_behind(self, flight: Flight) -> None:
+        """What waits behind a held one of its group has slots, and goes back."""
+        if behind := self._groups.behind(flight):
+            self._spawn(self._give_back(behind))
 
     def _resume(self, flight: Flight) -> None:
         """What was held is due: look at its delivery as if it had just come."""
         self._flights.discard(flight)
+        if flight.job.ordered and (behind := self._groups.leave(flight, skip_rest=True)):
+            self._spawn(self._give_back(behind))
         if not flight.lost:
             self._slots.borrow()
             self._accept([flight.job.delivery])
@@ -532,7 +613,9 @@ class Worker:
         if flight.lost and job.claim is None and not isinstance(outcome, Done):
             self._settled(flight, Verdict.KEEP)  # the delivery is somebody else's, and with it what is to be done
             return
-        verdict = await settle_repeatedly(self.app, job, outcome, tries=SETTLE_TRIES)
+        if flight.renewal is not None:
+            flight.renewal.cancel()  # it must not come after what settling writes
+        verdict = await settle_repeatedly(self.app, job, outcome, tries=SETTLE_TRIES, is_ours=lambda: self._is_ours(flight))
         if self._reporter is not None and (verdict is Verdict.ACK or (job.ordered and isinstance(outcome, Again))):
             self._reporter.count(outcome)
             if (event := events.named(outcome)) is not None:
@@ -554,22 +637,36 @@ class Worker:
             self._land([flight], verdict)
 
     async def _acking(self, flights: Sequence[Flight]) -> None:
-        """Ack a batch of one queue; a failed entry is tried again alone. At worst it is delivered again."""
-        left = list(flights)
-        for attempt in range(3):
-            try:
-                answers: Sequence[SettleError | None] = await self.app.broker.ack([flight.job.delivery for flight in left])
-            except BrokerError as error:
-                logger.warning("acking %d messages failed: %s", len(left), error)
-            else:
+        """Ack a batch of one queue; what fails is tried again, as long as an outcome would be. At worst it is delivered again."""
+        left, began = list(flights), time.monotonic()
+        try:
+            for attempt in itertools.count(1):
+                answers: Sequence[SettleError | Exception | None]
+                try:
+                    answers = await self.app.broker.ack([flight.job.delivery for flight in left])
+                except (CloudQError, TimeoutError) as error:
+                    logger.warning("acking %d messages failed (try %d): %s", len(left), attempt, error)
+                    answers = [error] * len(left)
+                over: list[Flight] = []
+                going: list[Flight] = []
                 for flight, answer in zip(left, answers, strict=True):
                     if isinstance(answer, LeaseLost):
                         logger.warning("%s was done, but its lease had ended: it may run again", flight.job.label)
-                left = [flight for flight, answer in zip(left, answers, strict=True) if answer is not None and answer.retryable]
-            if not left:
-                break
-            await asyncio.sleep(0.1 * 2**attempt)
-        self._land(flights)
+                    hopeless = answer is None or (isinstance(answer, SettleError) and not answer.retryable)
+                    again = attempt < ACK_TRIES or (answer is not None and self._is_ours(flight) and may_pass(self.app, answer, began))
+                    (going if again and not hopeless else over).append(flight)
+                left = going
+                self._land(over)
+                if not left:
+                    break
+                await asyncio.sleep(min(0.05 * 2**attempt, MOST_PAUSE))
+        finally:
+            self._land(left)
+
+    def _is_ours(self, flight: Flight) -> bool:
+        """Whether to go on with what fails for it: while its lease is kept; after a stop in the grace time only, unless a person waits."""
+        self._moved_at = time.monotonic()
+        return flight in self._flights and not flight.lost and not self._hurry and self._moved_at < self._end
 
     # ------------------------------------------------------------------ meanwhile
 
@@ -577,6 +674,7 @@ class Worker:
         """Extend what is held, well before it ends; a third of a lease is time for two more tries."""
         limits, clock = self.app.broker.limits, self.app.clock
         interval = max(limits.lease / 6, 0.05)
+        patience = max(interval, 3.0)  # one request that hangs must not cost the others their leases
         while True:
             await clock.sleep(interval)
             try:
@@ -586,39 +684,44 @@ class Worker:
                     if not flight.lost and flight.job.delivery.lease_until < horizon:
                         due.setdefault(flight.job.delivery.queue, []).append(flight)
                 batches = [flights[at : at + limits.batch] for flights in due.values() for at in range(0, len(flights), limits.batch)]
-                await asyncio.gather(*(self._extend(batch) for batch in batches))
+                await asyncio.gather(*(self._extend(batch, patience) for batch in batches))
             except Exception:
                 logger.exception("extending leases failed in an unforeseen way")
 
-    async def _extend(self, flights: Sequence[Flight]) -> None:
+    async def _extend(self, flights: Sequence[Flight], patience: float) -> None:
+        """Extend leases; their claims are renewed beside that: a store that is slow or away must not cost a lease."""
         lease = self.app.broker.limits.lease
         try:
-            answers = await self.app.broker.extend([flight.job.delivery for flight in flights], lease)
-        except BrokerError as error:
-            logger.warning("extending %d leases failed, trying again: %s", len(flights), error)
+            async with asyncio.timeout(patience):
+                answers = await self.app.broker.extend([flight.job.delivery for flight in flights], lease)
+        except (CloudQError, TimeoutError) as error:
+            logger.warning("extending %d leases failed, trying again: %s", len(flights), str(error) or "no answer in time")
             return
         for flight, answer in zip(flights, answers, strict=True):
             if isinstance(answer, LeaseLost):
                 if flight in self._flights and not flight.concluded:
                     logger.error("%s: its lease was lost while it ran; it may be running elsewhere too", flight.job.label)
                 flight.lost = True
-        await asyncio.gather(*(self._renew(flight) for flight in flights if not flight.lost and not flight.concluded))
+            elif flight.job.claim is not None and flight.renewal is None and not flight.concluded:
+                flight.renewal = self._begin(self._renew(flight))
 
     async def _renew(self, flight: Flight) -> None:
         job = flight.job
-        if job.claim is None:
-            return
         known = job.revoked
         try:
-            await self.runner.renew(job, job.delivery.lease_until)
+            async with asyncio.timeout(max(self.app.broker.limits.lease, HASTE)):
+                await self.runner.renew(job, job.delivery.lease_until)
             if job.revoked and not known and not flight.concluded:
                 logger.info("%s was revoked: its run is ended", job.label)
                 self._executor_of(job).revoke(flight)
         except LeaseLost:
-            flight.lost = True
-            logger.error("%s: its claim was lost while it ran; its result will be discarded", flight.job.label)
-        except StoreError as error:
-            logger.warning("%s: its claim could not be renewed, trying again: %s", flight.job.label, error)
+            if not flight.concluded:  # else it has ended meanwhile, and its claim with it
+                flight.lost = True
+                logger.error("%s: its claim was lost while it ran; its result will be discarded", job.label)
+        except (CloudQError, TimeoutError) as error:
+            logger.warning("%s: its claim could not be renewed, trying again: %s", job.label, str(error) or "no answer in time")
+        finally:
+            flight.renewal = None
 
     async def _keep_pauses(self, store: Store) -> None:
         while True:
@@ -629,7 +732,7 @@ class Worker:
         """Stop and go on receiving as the store says; what it said last holds while it does not answer."""
         try:
             now = frozenset(await pauses.paused(store)).intersection(self._pollers)
-        except StoreError as error:
+        except CloudQError as error:
             if not self._store_away:
                 logger.warning("which queues are paused could not be read; trying again until the store answers: %s", error)
             self._store_away = True
@@ -662,12 +765,23 @@ class Worker:
             "processes": self.options.processes,
         }
 
+    @property
+    def healthy(self) -> bool:
+        """Whether receives are answered, and something becomes of what they bring. That a task runs for long is no illness."""
+        waits = len(self._flights) > len(self._holding) and not any(flight.started and not flight.concluded for flight in self._flights)
+        return not (waits and time.monotonic() - self._moved_at > STUCK) and all(poller.healthy for poller in self._pollers.values())
+
     async def _watch(self) -> None:
         """Say by the health file that receives go on, and end a drain once nothing is left."""
-        options = self.options
+        options, said = self.options, False
         while True:
-            if options.health_file is not None and all(poller.healthy for poller in self._pollers.values()):
-                await asyncio.to_thread(_touch, options.health_file)
+            if options.health_file is not None and self.healthy:
+                try:
+                    await asyncio.to_thread(options.health_file.touch)
+                except OSError as error:
+                    if not said:
+                        logger.error("the health file could not be touched, so that a probe will take this worker for ill: %s", error)
+                    said = True
             if options.drain:
                 await asyncio.sleep(0.05)
                 looked = all(poller.paused or (poller.empty and poller.looked_at > self._landed_at) for poller in self._pollers.values())
@@ -682,6 +796,7 @@ class Worker:
         """Give back what has not started, let finish what runs, give back the rest; receives still out give back what they bring."""
         out = "" if self._local else f"; a receive that is out may take up to {self.options.wait:g} s more"
         logger.info("stopping (%s): %d in flight%s", self.reason.value, len(self._flights), out)
+        self._end = time.monotonic() + self.options.grace
         for poller in self._pollers.values():
             poller.stop()
         if self._reporter is not None:
@@ -692,8 +807,8 @@ class Worker:
             await self._give_back(
                 [flight for flight in self._flights if not flight.started and not flight.concluded and self._idle(flight)]
             )
-        deadline, patience = time.monotonic() + self.options.grace, HURRIED
-        await self._until(lambda: not self._open(), deadline)
+        patience = HURRIED
+        await self._until(lambda: not self._open(), self._end)
         if self._open():
             for executor in self._executors():
                 executor.cancel()
@@ -703,12 +818,14 @@ class Worker:
             patience = RETURNED  # what was given back may be handed to a receive of ours that is out, and is given back again then
         # A receive that is out may still be answered: what nobody hears would stay hidden for a whole lease.
         if not self._local:
-            patience = max(patience, 0.0 if self._hurry else deadline - time.monotonic())
+            patience = max(patience, 0.0 if self._hurry else self._end - time.monotonic())
             await asyncio.wait(receiving, timeout=patience)
         for task in receiving:
             task.cancel()
         await asyncio.gather(*receiving, return_exceptions=True)
-        await asyncio.gather(*(acker.drain() for acker in self._ackers.values()))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(self._end - time.monotonic(), HASTE)):
+                await asyncio.gather(*(acker.drain() for acker in self._ackers.values()))
 
     def _idle(self, flight: Flight) -> bool:
         """Whether it waits for its claim, and no executor has it."""
@@ -716,41 +833,51 @@ class Worker:
 
     def _open(self) -> list[Flight]:
         """Flights whose outcome is not durable yet."""
-        waiting = {id(flight) for acker in self._ackers.values() for flight in acker.pending}
-        return [flight for flight in self._flights if id(flight) not in waiting]
+        return [flight for flight in self._flights if not flight.durable]
 
     async def _until(self, done: Callable[[], bool], deadline: float) -> None:
         while not done() and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
 
-    async def _give_back(self, flights: Sequence[Flight]) -> None:
-        """Make deliveries available to others at once, and those that wait behind them in their groups."""
+    async def _give_back(self, flights: Sequence[Flight], delay: float = 0.0) -> None:
+        """Make deliveries available to others in ``delay`` seconds, and those that wait behind them in their groups.
+
+        A store or broker that does not answer keeps nobody waiting for long: they come back when their leases end.
+        """
         behind = [each for flight in flights if flight.job.ordered for each in self._groups.leave(flight, skip_rest=True)]
         flights = [*flights, *(each for each in behind if each not in flights)]
         self._flights.difference_update(flights)
         by_queue: dict[str, list[Flight]] = {}
         for flight in flights:
             by_queue.setdefault(flight.job.delivery.queue, []).append(flight)
-            if flight.job.claim is not None:
-                try:
-                    await flight.job.claim.release()
-                except (StoreError, LeaseLost) as error:
-                    logger.warning("%s: its claim could not be released: %s", flight.job.label, error)
         size = self.app.broker.limits.batch
-        for group in by_queue.values():
-            for at in range(0, len(group), size):
-                try:
-                    await self.app.broker.extend([flight.job.delivery for flight in group[at : at + size]], 0)
-                except BrokerError as error:
-                    logger.warning("giving back failed; they come back when their leases end: %s", error)
-        self._slots.give(sum(not flight.slot_lost for flight in flights))
+        batches = [group[at : at + size] for group in by_queue.values() for at in range(0, len(group), size)]
+        try:
+            await asyncio.gather(*(self._release(flight) for flight in flights))
+            await asyncio.gather(*(self._let_go(batch, delay) for batch in batches))
+        finally:
+            self._slots.give(sum(not flight.slot_lost for flight in flights))
+
+    async def _release(self, flight: Flight) -> None:
+        """Let go of a claim; at worst it ends with the lease."""
+        if flight.renewal is not None:
+            flight.renewal.cancel()  # else it could be renewed after that
+        if flight.job.claim is not None:
+            try:
+                async with asyncio.timeout(HASTE):
+                    await flight.job.claim.release()
+            except Exception as error:  # a stop goes on, whatever it is
+                logger.warning("%s: its claim could not be released: %s", flight.job.label, str(error) or "no answer in time")
+
+    async def _let_go(self, flights: Sequence[Flight], delay: float) -> None:
+        try:
+            async with asyncio.timeout(HASTE):
+                await self.app.broker.extend([flight.job.delivery for flight in flights], delay)
+        except Exception as error:  # a stop goes on, whatever it is
+            logger.warning("giving back failed; they come back when their leases end: %s", str(error) or "no answer in time")
 
 
 def _report_fault(task: asyncio.Task[Any]) -> None:
-    """A fault of ours must not vanish with its task; the delivery comes back when its lease ends."""
+    """A fault of ours must not vanish with its task."""
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.error("an unforeseen fault in the worker", exc_info=error)
-
-
-def _touch(path: Path) -> None:
-    path.touch()
