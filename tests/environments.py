@@ -35,5 +35,5 @@ def python_of(name: str) -> Path:
 
 def _run(*command: str) -> str:
     """Run it; returns what it wrote if it failed, else nothing."""
-    ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False)
+    ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=500, check=False)
     return ran.stderr or f"exit code {ran.returncode}" if ran.returncode else ""

@@ -41,6 +41,7 @@ class EventSource:
 
     def poll(self, wait: int = 1) -> int:
         """One receive and, if it brought something, one invocation; returns how many messages that were."""
+        self.environment.warm()  # what is received is not to wait for that: its visibility runs
         reply = self.sqs.receive_message(
             QueueUrl=self.url,
             MaxNumberOfMessages=self.batch_size,

@@ -16,8 +16,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-_READY = 60.0
-"""Seconds that a server may take to answer its first request."""
+_READY = 120.0
+"""Seconds that a server may take to answer its first request, however slow the machine."""
 
 
 def answers(url: str) -> bool:
@@ -40,12 +40,13 @@ def main(folder: Path, url: str, command: list[str]) -> None:
             while not (up := answers(url)) and server.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.05)
             if up:
-                (folder / "ready").write_text(url)
+                (folder / "starting-up").write_text(url)
+                (folder / "starting-up").rename(folder / "ready")  # whole, once it is there
                 fcntl.flock(users, fcntl.LOCK_EX)  # whoever comes from here on waits until the server has gone, and starts another
         finally:
             (folder / "ready").unlink(missing_ok=True)
             os.killpg(server.pid, signal.SIGKILL)
-            server.wait(10)
+            server.wait(30)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,14 @@ class FailEntries:
     sender_fault: bool = False
 
 
-Fault: TypeAlias = Cut | Answer | Hang | FailEntries
+@dataclass(frozen=True, slots=True)
+class After:
+    """Carry the request out once ``holds()``."""
+
+    holds: Callable[[], object]
+
+
+Fault: TypeAlias = Cut | Answer | Hang | FailEntries | After
 Decide: TypeAlias = Callable[[Request], Fault | None]
 
 
@@ -133,6 +140,9 @@ class Proxy:
             case Cut():
                 await self._forward(head, body)
                 return None
+            case After(holds):
+                while not holds():
+                    await asyncio.sleep(0.005)
             case FailEntries():
                 return await self._fail_entries(fault, head, parsed)
             case None:
@@ -222,7 +232,7 @@ def proxy(upstream: str) -> Iterator[Proxy]:
     try:
         yield it
     finally:
-        asyncio.run_coroutine_threadsafe(stop(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(stop(), loop).result(30)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()

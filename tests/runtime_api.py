@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 _ROOT = Path(__file__).parents[1]
-_INIT = 10.0
-"""Seconds that a runtime has to start and load its handler (AWS)."""
+_INIT = 60.0
+"""Seconds that a runtime has to start and load its handler: AWS gives 10, a slow machine may need more."""
 ARN = "arn:aws:lambda:eu-west-1:123456789012:function:tests"
 
 
@@ -54,10 +54,8 @@ class Environment:
 
     def invoke(self, event: Any, timeout: float | None = None) -> Any:
         """Invoke the function as AWS does: one at a time, killed at the timeout. Raises FunctionError."""
-        if self._process is None or self._process.poll() is not None:
-            self._start()
+        self.warm()
         assert self._process is not None
-        self._await_init(self._process)
         id, deadline = str(uuid.uuid4()), time.time() + (timeout or self.timeout)
         self._next.put((id, deadline, json.dumps(event).encode()))
         while True:
@@ -76,10 +74,16 @@ class Environment:
                     raise FunctionError("Function.Error", payload)
                 return payload
 
-    def _await_init(self, process: subprocess.Popen[bytes]) -> None:
-        """The init phase has a time of its own, and none of the invocation's (AWS, "Lambda execution environment lifecycle")."""
+    def warm(self) -> None:
+        """Start the function unless it runs.
+
+        The init phase has a time of its own, and none of the invocation's (AWS, "Lambda execution environment lifecycle").
+        """
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        assert self._process is not None
         end = time.monotonic() + _INIT
-        while not self._asked.wait(0.02) and self._answers.empty() and process.poll() is None and time.monotonic() < end:
+        while not self._asked.wait(0.02) and self._answers.empty() and self._process.poll() is None and time.monotonic() < end:
             pass
 
     def close(self) -> None:
@@ -91,7 +95,7 @@ class Environment:
     def _start(self) -> None:
         self._end()
         self.starts += 1
-        self._next, self._answers, self._asked = queue.SimpleQueue(), queue.SimpleQueue(), threading.Event()
+        self._answers, self._asked = queue.SimpleQueue(), threading.Event()
         env = {
             **os.environ, **self._env, "AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{self._server.server_address[1]}",
             "AWS_LAMBDA_FUNCTION_NAME": "tests", "AWS_LAMBDA_FUNCTION_VERSION": "1", "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512",
@@ -102,9 +106,10 @@ class Environment:
             self._process = subprocess.Popen(command, cwd=self._code, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
     def _end(self) -> None:
+        self._next = queue.SimpleQueue()
         if self._process is not None:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(30)
 
     def _failed(self, kind: str, detail: Any) -> FunctionError:
         self._end()
@@ -113,9 +118,9 @@ class Environment:
 
     def next(self) -> tuple[str, float, bytes] | None:
         """The event that the runtime asks for; ``None`` once the runtime that asked is gone."""
-        events, process = self._next, self._process
+        events = self._next
         self._asked.set()
-        while process is self._process:
+        while events is self._next:
             try:
                 return events.get(timeout=0.2)
             except queue.Empty:

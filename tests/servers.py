@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -24,8 +25,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-_READY = 30.0
-"""Seconds that a server may take to answer its first request."""
+_READY = 120.0
+"""Seconds that a server may take to answer its first request, however slow the machine."""
 
 REGION = "eu-west-1"
 
@@ -122,7 +123,7 @@ class DynamoDBServer:
             KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}, {"AttributeName": "sk", "KeyType": "RANGE"}],
             AttributeDefinitions=[{"AttributeName": key, "AttributeType": "S"} for key in ("pk", "sk")],
         )
-        self.boto3.get_waiter("table_exists").wait(TableName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 20})
+        self.boto3.get_waiter("table_exists").wait(TableName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 60})
         return name
 
 
@@ -157,14 +158,27 @@ class Running:
                 break
             except subprocess.TimeoutExpired:
                 continue
-        self.process.wait(5.0)
+        self.process.wait(30.0)
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of 127.0.0.1 that nobody listens on, kept for this process until it ends.
+
+    The system gives it to no outgoing connection, as it would one of its own choice (Linux: from 32768 on; others: from 49152 on). What
+    keeps it from the other processes of the run is a UDP socket of the same number.
+    """
+    for _ in range(1_000):
+        port, keeper = random.SystemRandom().randrange(20_000, 32_000), socket.socket(type=socket.SOCK_DGRAM)
+        try:
+            keeper.bind(("127.0.0.1", port))
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            keeper.close()
+        else:
+            keeper.detach()  # it stays open
+            return port
+    raise OSError("no port is free")
 
 
 @contextmanager
@@ -266,7 +280,7 @@ def _npm(package: str) -> Path:
         CACHE.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=CACHE) as fresh:
             command = ["npm", "install", "--prefix", fresh, "--no-audit", "--no-fund", "--ignore-scripts", package]
-            ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False)
+            ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=500, check=False)
             if ran.returncode:
                 missing(package, f"{' '.join(command)} failed: {ran.stderr[-500:]}")
             with suppress(OSError):  # another run was quicker

@@ -12,7 +12,14 @@ from cloudq import CloudQ
 from tests.acceptance.ledger import Ledger
 
 ledger = Ledger(Path(os.environ["LEDGER"]))
+gate = Path(os.environ["GATE"])
+"""Once this file is there, the seconds of those that block begin."""
 app = CloudQ("lasting")
+
+
+def _await_gate() -> None:
+    while not gate.exists():
+        time.sleep(0.02)
 
 
 def _spin(seconds: float) -> None:
@@ -27,6 +34,7 @@ def _spin(seconds: float) -> None:
 def burn(self: Any, seconds: float) -> None:
     """A sync task that is CPU-bound."""
     ledger.note("began", self.request.id)
+    _await_gate()
     _spin(seconds)
     ledger.note("ended", self.request.id)
 
@@ -35,6 +43,7 @@ def burn(self: Any, seconds: float) -> None:
 async def block(self: Any, seconds: float) -> None:
     """An async task that blocks its event loop without using the CPU."""
     ledger.note("began", self.request.id)
+    _await_gate()
     time.sleep(seconds)  # noqa: ASYNC251  # that is the fault to be borne
     ledger.note("ended", self.request.id)
 
@@ -43,6 +52,7 @@ async def block(self: Any, seconds: float) -> None:
 async def hog(self: Any, seconds: float) -> None:
     """An async task that blocks its event loop and is CPU-bound."""
     ledger.note("began", self.request.id)
+    _await_gate()
     _spin(seconds)
     ledger.note("ended", self.request.id)
 

@@ -45,12 +45,12 @@ class Ledger:
         """How often ``event`` happened to each id."""
         return Counter(entry.id for entry in self.entries(event))
 
-    def wait(self, event: str, count: int = 1, timeout: float = 20.0) -> None:
+    def wait(self, event: str, count: int = 1, timeout: float = 60.0) -> None:
         """Return once ``event`` has happened ``count`` times; TimeoutError after ``timeout`` seconds."""
         until(lambda: len(self.entries(event)) >= count, f"{count} × {event!r} in the ledger", timeout)
 
 
-def until(true: Callable[[], bool], what: str, timeout: float = 20.0) -> None:
+def until(true: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
     """Return once ``true()`` is; TimeoutError naming ``what`` after ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while not true():

@@ -94,7 +94,7 @@ def build(ledger: Ledger, **settings: Any) -> CloudQ:
     @app.task(name="sleeps", bind=True, timeout=0.4)
     def sleeps(self: Task[..., Any]) -> None:
         note(self)
-        for _ in range(30):
+        for _ in range(100):  # so long that its time is over first, though the machine be held up
             time.sleep(0.05)
 
     @app.task(name="asleeps", bind=True, timeout=0.4)

@@ -28,7 +28,7 @@ class WorkerProcess:
         """Send it a signal."""
         self.process.send_signal(number)
 
-    def wait(self, timeout: float = 30.0) -> int:
+    def wait(self, timeout: float = 60.0) -> int:
         """Its exit code (negative: the signal that killed it); fails with what it wrote where it does not end in time."""
         try:
             return self.process.wait(timeout)
@@ -51,4 +51,4 @@ def start(module: str, *options: str, queues: Iterable[str], env: Mapping[str, s
         yield WorkerProcess(process, log)
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(30)

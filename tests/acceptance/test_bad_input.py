@@ -30,7 +30,7 @@ class Place:
         for body in bodies:
             assert list(self.app.io.run(self.app.broker.send(queue, [Outgoing(body=body)]))) == [None]
 
-    def take(self, queue: str, count: int, within: float = 20.0) -> list[str]:
+    def take(self, queue: str, count: int, within: float = 60.0) -> list[str]:
         """``count`` bodies out of ``queue``; fewer where no more come in time."""
         found: list[str] = []
         deadline = time.monotonic() + within
@@ -53,7 +53,7 @@ class Place:
             yield worker
         finally:
             worker.stop()
-            worker.join(30)
+            worker.join(60)
 
 
 @pytest.fixture(scope="module", params=["memory", *sorted(SQS_SERVERS)])
@@ -73,7 +73,7 @@ def place(server: SQSServer | None, monkeypatch: pytest.MonkeyPatch) -> Iterator
     if server is not None:
         use(server.env, monkeypatch)
         server.make_queue(queue, dead_letter=f"{queue}-dlq")
-        url = "sqs://eu-west-1/?lease=5&wait=1"
+        url = "sqs://eu-west-1/?lease=60&wait=1"
     app = CloudQ("bad", broker=url, default_queue=queue, unknown_task_grace=1.5)
     yield Place(app, queue)
     app.close()
@@ -131,7 +131,7 @@ def test_a_bad_call_raises_the_documented_error_at_once_and_sends_nothing(
     began = time.monotonic()
     with pytest.raises(error, match=f"(?s){said}") as caught:
         call(app)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20  # a call may wait for 30 s
     if isinstance(caught.value, ArgumentsError):
         assert caught.value.task in ("add", "keep", "elsewhere")
         assert caught.value.parameter == parameter
@@ -162,7 +162,7 @@ def test_a_broker_that_is_down_is_said_within_the_send_timeout(sqs: SQSServer, m
     began = time.monotonic()
     with pytest.raises((BrokerUnavailable, SendUnknown)):
         app["add"].delay(1)
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 20  # by default it may take 30 s
     app.close()
 
 
@@ -217,8 +217,8 @@ def test_each_bad_message_ends_in_the_dead_letter_queue_with_its_reason_and_the_
         place.put(place.queue, body)
     good.delay(len(bodies))
     with place.worker():
-        letters = place.take(f"{place.queue}-dlq", len(bodies), within=40)
-        deadline = time.monotonic() + 10
+        letters = place.take(f"{place.queue}-dlq", len(bodies))
+        deadline = time.monotonic() + 60
         while not place.empty() and time.monotonic() < deadline:
             time.sleep(0.05)
     assert sorted(ran) == list(range(len(bodies) + 1))
@@ -266,7 +266,7 @@ def test_a_dead_letter_sent_back_as_it_is_runs_once_the_deploy_is_fixed(place: P
 
     place.put(place.queue, *letters)
     with place.worker():
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not (len(ran) == 2 and place.empty()) and time.monotonic() < deadline:
             time.sleep(0.05)
     assert sorted(ran, key=str) == [("x", "y"), 7]
@@ -294,7 +294,7 @@ def test_a_wrapper_whose_bytes_can_be_read_by_now_is_run(place: Place) -> None:
     raw = base64.b64encode(b'{"v":1,"id":"a","task":"good","args":[5]}').decode()
     place.put(place.queue, f'{{"v":1,"dead":{{"reason":"x","raw":"{raw}"}}}}')
     with place.worker():
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not place.empty() and time.monotonic() < deadline:
             time.sleep(0.05)
     assert ran == [5]

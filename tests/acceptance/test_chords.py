@@ -271,13 +271,13 @@ def test_chords_run_their_body_once_while_worker_processes_are_killed(sqs: SQSSe
     with ExitStack() as stack:
         workers = [_start(stack, queue, env, tmp_path / f"{number}.log") for number in range(PROCESSES)]
         for number in range(KILLS):
-            ledger.wait("member", (number + 1) * len(values) * MEMBERS // (KILLS + 1), 60)
+            ledger.wait("member", (number + 1) * len(values) * MEMBERS // (KILLS + 1), 180)
             victim = dice.randrange(PROCESSES)
             workers[victim].signal(signal.SIGKILL)
             assert workers[victim].wait() == -signal.SIGKILL
             workers[victim] = _start(stack, queue, env, tmp_path / f"again-{number}.log")
-        assert [result.get(timeout=60) for result in results] == values
-        until(lambda: sqs.depth(queue) == 0, "an empty queue", 60)  # no more copies are on their way
+        assert [result.get(timeout=180) for result in results] == values
+        until(lambda: sqs.depth(queue) == 0, "an empty queue", 180)  # no more copies are on their way
     members, bodies = ledger.counts("member"), ledger.counts("body")
     ran = f"{members.total()} runs of {len(members)} members, {bodies.total()} of {len(bodies)} bodies"
     print(f"{KILLS} kills in {time.monotonic() - began:.1f} s; {ran}")

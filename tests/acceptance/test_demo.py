@@ -47,7 +47,7 @@ def end(process: subprocess.Popen[str]) -> None:
     """So that it ends its own children, too."""
     process.terminate()
     try:
-        process.wait(30)
+        process.wait(60)
     except subprocess.TimeoutExpired:
         process.kill()
 
@@ -68,7 +68,7 @@ def living(scratch: Path) -> list[int]:
 def finished(folder: Path, scratch: Path) -> str:
     process = start(folder, scratch)
     try:
-        said, _ = process.communicate(timeout=90)
+        said, _ = process.communicate(timeout=300)
     finally:
         end(process)
     assert process.returncode == 0, said
@@ -95,27 +95,36 @@ def test_the_demo_accounts_for_every_call_on_both_brokers_and_leaves_nothing_beh
 
 @pytest.mark.slow
 def test_ctrl_c_ends_the_demo_and_the_processes_that_it_started(folder: Path, scratch: Path) -> None:
-    process = start(folder, scratch)
-    try:
-        deadline = time.monotonic() + 60
-        while not (log := next(scratch.glob("*/worker.log"), None)) or "ready" not in log.read_text():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        assert len(living(scratch)) == 3 or not Path("/proc").exists(), "the demo, its SQS server and its worker"
-        process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=30)
-    finally:
-        end(process)
-    assert process.returncode == 130, said
+    for _ in range(3):  # where this process is held up, the demo may come to its end before the signal
+        code, said, processes = interrupted(folder, scratch)
+        if (code, processes) == (130, 3):
+            break
+    assert code == 130, said
+    assert processes == 3 or not Path("/proc").exists(), "the demo, its SQS server and its worker"
     assert "Stopped" in said
     assert "Traceback" not in said
     assert not living(scratch)
     assert not list(scratch.iterdir())
 
 
+def interrupted(folder: Path, scratch: Path) -> tuple[int, str, int]:
+    """Start the demo, and press Ctrl-C once its worker is ready: its exit code, what it said, and how many processes there were."""
+    process = start(folder, scratch)
+    try:
+        deadline = time.monotonic() + 120
+        while not any("ready" in log.read_text() for log in scratch.glob("*/worker.log")) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        processes = len(living(scratch))
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=120)
+    finally:
+        end(process)
+    return process.returncode, said, processes
+
+
 def test_a_folder_that_is_none_is_said_in_a_line(tmp_path: Path, scratch: Path) -> None:
     process = start(tmp_path / "none", scratch)
-    said, _ = process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "is no folder; say: make demo FOLDER=path/to/folder" in " ".join(said.split())

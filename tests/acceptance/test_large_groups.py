@@ -26,7 +26,7 @@ class Shop:
         self.queue = unique()
         for name in (self.queue, f"{self.queue}-dlq"):
             server.broker.create_queue(name)
-        self.app = app = CloudQ("large", broker="sqs://", store=MemoryStore(), default_queue=self.queue)
+        self.app = app = CloudQ("large", broker="sqs://", store=MemoryStore(), default_queue=self.queue, send_timeout=300)
 
         @app.task(name="one", ignore_result=True)
         def one(value: int) -> int:
@@ -74,7 +74,7 @@ def test_10000_members_after_a_step_are_sent_in_1000_requests_by_its_settling(sh
     assert shop.sends() == (1, 1)
     worker = Worker(shop.app, WorkerOptions(wait=1.0, once=True))
     worker.start()
-    worker.join(60)
+    worker.join(300)
     assert shop.sends() == (MEMBERS / 10, MEMBERS)
 
 

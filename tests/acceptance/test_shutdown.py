@@ -30,8 +30,8 @@ LONG = 60
 """A lease, in seconds, that no test waits for: what comes back earlier was given back."""
 SOON = 30.0
 """Seconds within which what must come has come, however slow the machine; a test that passes does not wait for it."""
-GIVEN_BACK = 5.0
-"""Seconds within which a delivery given back must be there for others; a request takes far less."""
+GIVEN_BACK = 20.0
+"""Seconds within which a delivery given back must be there for others: less than is left of its lease, and a request takes far less."""
 
 
 class Queue:
@@ -43,6 +43,8 @@ class Queue:
         self.server = server
         self.folder = folder
         self.ledger = Ledger(folder / "ledger")
+        self.gate = folder / "gate"
+        """Until it is there, a task that blocks does so."""
         self.app = CloudQ("caller", broker="sqs://")
 
     def call(self, *calls: tuple[str, float]) -> list[str]:
@@ -52,7 +54,7 @@ class Queue:
 
     @contextmanager
     def worker(self, *options: str, lease: int = LONG, also: Sequence[str] = ()) -> Iterator[WorkerProcess]:
-        env = {**self.server.env, "CLOUDQ_BROKER": f"sqs://?lease={lease}", "LEDGER": str(self.ledger.path)}
+        env = {**self.server.env, "CLOUDQ_BROKER": f"sqs://?lease={lease}", "LEDGER": str(self.ledger.path), "GATE": str(self.gate)}
         command = ("tests.acceptance.lasting", "--concurrency", "4", *options)
         with processes.start(*command, queues=[self.name, *also], env=env, log=self.folder / "worker.log") as worker:
             yield worker
@@ -86,11 +88,12 @@ def queue(sqs: SQSServer, tmp_path: Path) -> Iterator[Queue]:
 
 
 def test_sigterm_gives_back_at_once_what_has_not_started_and_lets_finish_what_runs(queue: Queue) -> None:
-    running, *waiting = queue.call(("block", 4.0), ("nap", 0.0), ("nap", 0.0), ("nap", 0.0))
+    running, *waiting = queue.call(("block", 0.0), ("nap", 0.0), ("nap", 0.0), ("nap", 0.0))
     with queue.worker() as worker:
         queue.ledger.wait("began")
         worker.signal(signal.SIGTERM)
-        assert queue.back(3, within=3.0) == set(waiting)  # while the one that runs still blocks the loop that they wait for
+        assert queue.back(3, within=GIVEN_BACK) == set(waiting)  # while the one that runs still blocks the loop that they wait for
+        queue.gate.touch()
         assert worker.wait() == 0, worker.wrote()
     assert queue.ledger.counts("ended") == {running: 1}
     assert queue.ledger.counts("began") == {running: 1}
@@ -98,13 +101,16 @@ def test_sigterm_gives_back_at_once_what_has_not_started_and_lets_finish_what_ru
 
 
 def test_what_does_not_end_within_the_grace_time_is_given_back(queue: Queue) -> None:
-    ids = queue.call(("rest", 50.0), ("nap", 50.0))
-    with queue.worker("--grace", "1") as worker:
-        queue.ledger.wait("began", 2)
-        worker.signal(signal.SIGINT)
-        assert worker.wait(10) == 0, worker.wrote()
-    assert queue.back(2, within=GIVEN_BACK) == set(ids)
-    assert queue.ledger.counts("cancelled") == {ids[1]: 1}  # the async one was told
+    for _ in range(3):  # where the machine is held up, a receive that is out may end with the worker, and what it was handed is hidden
+        ids = queue.call(("rest", 50.0), ("nap", 50.0))
+        with queue.worker("--grace", "1") as worker:
+            until(lambda: queue.ledger.counts("began").keys() >= set(ids), "both")  # noqa: B023  # in this round
+            worker.signal(signal.SIGINT)
+            assert worker.wait(30) == 0, worker.wrote()  # they would take longer
+        assert queue.ledger.counts("cancelled")[ids[1]] == 1  # the async one was told
+        if (back := queue.back(2, within=GIVEN_BACK)) == set(ids):
+            break
+    assert back == set(ids)
 
 
 def test_a_second_signal_ends_the_worker_now_and_its_messages_come_back(queue: Queue) -> None:
@@ -114,8 +120,8 @@ def test_a_second_signal_ends_the_worker_now_and_its_messages_come_back(queue: Q
         worker.signal(signal.SIGTERM)
         until(lambda: "stopping" in worker.wrote(), "the first signal's effect")
         worker.signal(signal.SIGTERM)
-        assert worker.wait(5) == 128 + signal.SIGTERM
-    assert queue.back(1, within=10.0) == {id}
+        assert worker.wait(20) == 128 + signal.SIGTERM
+    assert queue.back(1, within=60.0) == {id}
 
 
 def test_a_worker_whose_queues_are_missing_says_which_and_ends(queue: Queue) -> None:
@@ -151,7 +157,7 @@ def working(queue: Queue, **options: Any) -> Iterator[Worker]:
     try:
         yield worker
         worker.stop()
-        worker.join(20)
+        worker.join(60)
     finally:
         app.close()
 
@@ -163,7 +169,7 @@ def test_bad_messages_cost_themselves_and_no_other_of_their_batch(queue: Queue) 
     queue.server.boto3.send_message_batch(QueueUrl=queue.url, Entries=entries)
     good += queue.call(("nap", 0.0), ("nap", 0.0))
     with working(queue, drain=True) as worker:
-        assert worker.join(20) is StopReason.DRAINED
+        assert worker.join(60) is StopReason.DRAINED
     assert queue.ledger.counts("ended") == dict.fromkeys(good, 1)
     assert queue.depth == 0
     assert queue.server.depth(f"{queue.name}-dlq") == len(bad)
@@ -212,7 +218,7 @@ def test_a_worker_goes_on_when_its_broker_comes_back(queue: Queue, between: Prox
         until(lambda: sum(between.requests.values()) >= seen + 5, "five requests in vain")
         between.decide = None
         after = queue.call(("nap", 0.0), ("nap", 0.0))
-        queue.ledger.wait("ended", 3, timeout=60)
+        queue.ledger.wait("ended", 3, timeout=120)
         until(lambda: queue.depth == 0, "all messages acked")
     assert queue.ledger.counts("ended").keys() == {*before, *after}
     assert queue.ledger.counts("ended").total() <= 4  # the ack of the first may have fallen into the gap

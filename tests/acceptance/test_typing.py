@@ -21,7 +21,7 @@ Errors: TypeAlias = dict[tuple[str, int], str]
 
 def _mypy(folder: Path) -> Errors:
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={folder}", "--no-error-summary", "--no-pretty"]
-    ran = subprocess.run([*command, *_samples()], capture_output=True, text=True, cwd=folder, timeout=110)
+    ran = subprocess.run([*command, *_samples()], capture_output=True, text=True, cwd=folder, timeout=500)
     assert not ran.stderr, ran.stderr
     found = re.findall(r"^(?:.*[/\\])?(\w+\.py):(\d+): error: (.*)$", ran.stdout, re.MULTILINE)
     assert ran.returncode == (1 if found else 0), ran.stdout
@@ -32,7 +32,7 @@ def _basedpyright(folder: Path) -> Errors:
     config = {"include": _samples(), "typeCheckingMode": "strict", "pythonVersion": "3.11"}
     (folder / "pyrightconfig.json").write_text(json.dumps(config))
     command = [sys.executable, "-m", "basedpyright", "-p", str(folder), "--pythonpath", sys.executable, "--outputjson"]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=110)
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=500)
     report = json.loads(ran.stdout)
     assert report["summary"]["filesAnalyzed"] == len(_samples()), ran.stdout
     return {

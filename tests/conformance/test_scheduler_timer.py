@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -29,13 +29,14 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             client.close()
 
 
-class TestEventBridgeTimer(TimerConformance):
+class EventBridgeTimerConformance(TimerConformance):
     step = 60
     slack = 0.0
+    second: ClassVar[int]
+    """When within its minute a schedule fires."""
 
-    @pytest.fixture(autouse=True, params=[0, 59], ids=["at-once", "late"])
-    def _server(self, request: pytest.FixtureRequest, sqs: SQSServer, scheduler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.second = request.param
+    @pytest.fixture(autouse=True)
+    def _server(self, sqs: SQSServer, scheduler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.server = sqs
         self.scheduler = scheduler
         monkeypatch.setenv("AWS_ENDPOINT_URL_SCHEDULER", scheduler.meta.endpoint_url)
@@ -63,8 +64,20 @@ class TestEventBridgeTimer(TimerConformance):
         self.firing.pass_time(seconds)
 
 
-class TestEventBridgeTimerOnLocalStack(OnLocalStack, TestEventBridgeTimer):
+@pytest.mark.parametrize("sqs_server", ["moto"], indirect=True)
+class TestEventBridgeTimerAtOnce(EventBridgeTimerConformance):
+    second = 0
+
+
+@pytest.mark.parametrize("sqs_server", ["ours"], indirect=True)
+class TestEventBridgeTimerLate(EventBridgeTimerConformance):
+    second = 59
+
+
+class TestEventBridgeTimerOnLocalStack(OnLocalStack, EventBridgeTimerConformance):
     """Here LocalStack keeps the schedules, and checks their expressions."""
+
+    second = 59
 
     @pytest.fixture(name="scheduler")
     def _scheduler(self, localstack: SQSServer) -> Iterator[Any]:

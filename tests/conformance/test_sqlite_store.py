@@ -193,7 +193,7 @@ store = SQLiteStore(sys.argv[1])
 asyncio.run(store.put("task", "a", {}))
 """
     command = [sys.executable, "-X", "dev", "-W", "error", "-c", code, str(tmp_path / "store.db")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
     assert done.stderr == ""
     assert [file.name for file in tmp_path.iterdir()] == ["store.db"]
 

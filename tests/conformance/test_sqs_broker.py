@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from cloudq.broker import Broker
+from cloudq.clock import ManualClock
+from cloudq.memory import MemoryBroker
 from cloudq.testing import BrokerConformance
+from cloudq_aws.server import serve_in_thread
 from cloudq_aws.sqs import SQSBroker
 from tests.localstack import OnLocalStack
-from tests.servers import REGION, SQSServer, unique
+from tests.servers import REGION, SQSServer, unique, use
 
 
-class TestSQSBroker(BrokerConformance):
+class SQSBrokerConformance(BrokerConformance):
     exact = False  # a standard queue delivers at least once; moto too, when two receives look at a message at the same time
 
     @pytest.fixture(autouse=True)
@@ -29,5 +34,38 @@ class TestSQSBroker(BrokerConformance):
         return name
 
 
-class TestSQSBrokerOnLocalStack(OnLocalStack, TestSQSBroker):
+class OnOurs:
+    """Takes a test class that uses ``sqs`` to our own server, on a clock that the test moves unless a request waits on the server."""
+
+    @pytest.fixture
+    def sqs(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[SQSServer]:
+        self.clock = None if "wait" in request.node.name else ManualClock()
+        with serve_in_thread(MemoryBroker(clock=self.clock)) as serving:
+            server = SQSServer("ours", serving.endpoint)
+            use(server.env, monkeypatch)
+            yield server
+            server.boto3.close()
+
+    async def pass_time(self, seconds: float) -> None:
+        if self.clock is None:
+            await super().pass_time(seconds)  # type: ignore[misc]
+        else:
+            self.clock.advance(seconds)
+
+
+class WithoutTime:
+    async def pass_time(self, seconds: float) -> None:
+        pytest.skip("what needs time to pass is proved on LocalStack and on ours")
+
+
+@pytest.mark.parametrize("sqs_server", ["moto"], indirect=True)
+class TestSQSBroker(WithoutTime, SQSBrokerConformance):
+    pass
+
+
+class TestSQSBrokerOnOurs(OnOurs, SQSBrokerConformance):
+    pass
+
+
+class TestSQSBrokerOnLocalStack(OnLocalStack, SQSBrokerConformance):
     pass

@@ -6,18 +6,26 @@ import pytest
 
 from cloudq.broker import Broker
 from cloudq_aws.sqs import SQSBroker
-from tests.conformance import test_sqs_broker
+from tests.conformance.test_sqs_broker import OnOurs, SQSBrokerConformance, WithoutTime
 from tests.localstack import OnLocalStack
 from tests.servers import REGION
 
 
-class TestSQSBrokerOverBoto3(test_sqs_broker.TestSQSBroker):
+class OverBoto3(SQSBrokerConformance):
     async def make_broker(self) -> Broker:
         if self.polls:
             return SQSBroker(REGION, lease=12, wait=6, client="boto3")
         return SQSBroker(REGION, lease=2, wait=1, client="boto3")
 
 
-class TestSQSBrokerOverBoto3OnLocalStack(OnLocalStack, TestSQSBrokerOverBoto3):
-    async def pass_time(self, seconds: float) -> None:
-        pytest.skip("what needs time to pass is LocalStack's to prove, and it does so over the other client")
+@pytest.mark.parametrize("sqs_server", ["moto"], indirect=True)
+class TestSQSBrokerOverBoto3(WithoutTime, OverBoto3):
+    pass
+
+
+class TestSQSBrokerOverBoto3OnOurs(OnOurs, OverBoto3):
+    pass
+
+
+class TestSQSBrokerOverBoto3OnLocalStack(OnLocalStack, WithoutTime, OverBoto3):
+    pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import ctypes
 import os
 import signal
@@ -74,7 +75,7 @@ def leave(status: int) -> None:
     os._exit(status)
 
 
-@app.task(timeout=0.5)
+@app.task(timeout=1.5)
 def hold_the_gil() -> None:
     """A C call that lets no other thread run."""
     ctypes.PyDLL(None).sleep(60)
@@ -122,14 +123,18 @@ def fork_and_die(path: str) -> None:
 
 
 @app.task
-def tell_progress() -> str:
+def tell_progress(ended: str, late: str) -> str:
+    """Once the file ``ended`` is there, tell more, and then make the file ``late``."""
+
     def afterwards() -> None:
-        time.sleep(0.05)
+        while not Path(ended).exists():
+            time.sleep(0.01)
         tell_progress.update_state("LATE", {"done": 3})
+        Path(late).touch()
 
     tell_progress.update_state("PROGRESS", {"done": 1})
     tell_progress.update_state(meta={"done": 2})
-    threading.Thread(target=afterwards, daemon=True).start()
+    threading.Thread(target=contextvars.copy_context().run, args=(afterwards,), daemon=True).start()
     return "told"
 
 

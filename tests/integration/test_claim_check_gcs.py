@@ -43,7 +43,7 @@ class Site:
 
     def app(self, options: str = OVER, *, place: bool = True, **settings: Any) -> CloudQ:
         bodies = f"&bodies=gs://{self.bucket}/shop/bodies{options}" if place else ""
-        broker = f"pubsub://{PROJECT}/?lease=10&wait=1{bodies}"
+        broker = f"pubsub://{PROJECT}/?lease=60&wait=1{bodies}"
         given: dict[str, Any] = {"broker": broker, "default_queue": self.queue, **settings}
         app = CloudQ("claims", **given)
         self.apps.append(app)
@@ -64,7 +64,7 @@ class Site:
             until(lambda: worker.handled >= count and also(), f"{count} messages")
         finally:
             worker.stop()
-            worker.join(30)
+            worker.join(60)
 
 
 @pytest.fixture

@@ -249,7 +249,7 @@ def worker(site: Site) -> None:
         until(lambda: running.handled >= 10, "what was sent")
     finally:
         running.stop()
-        running.join(15)
+        running.join(60)
 
 
 def scheduler(site: Site) -> None:

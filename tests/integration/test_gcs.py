@@ -116,7 +116,7 @@ def test_closed_bodies_open_again_and_one_serves_one_loop_after_another(storage:
 def test_a_forked_child_uses_connections_of_its_own(storage: StorageServer) -> None:
     command = [sys.executable, "-W", "error", "-c", _FORK, f"gs://{storage.make_bucket()}"]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env, check=False)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "child True\n", "")
 
 
@@ -185,7 +185,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
     finally:
         server.shutdown()
         server.server_close()
-        thread.join(10)
+        thread.join(60)
 
 
 @pytest.mark.parametrize("fault", [408, 429, 500, 503, None])

@@ -27,7 +27,7 @@ from cloudq.runner import Runner
 from cloudq.worker import Worker, WorkerOptions, processes
 from cloudq.worker.flight import Flight
 from cloudq.worker.processes import ProcessExecutor
-from tests.servers import REGION, SQSServer, unique
+from tests.servers import REGION, SQSServer, moto, unique
 
 MODULE = "tests.integration.process_tasks"
 
@@ -79,7 +79,7 @@ class Bench:
         return outcome.value
 
 
-async def until(condition: Callable[[], bool], patience: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], patience: float = 60.0) -> None:
     async with asyncio.timeout(patience):
         while not condition():
             await asyncio.sleep(0.01)
@@ -113,7 +113,7 @@ def is_alive(pid: int) -> bool:
     return bool(listed.strip()) and listed.strip()[0] != "Z"
 
 
-def wait_until(condition: Callable[[], object], patience: float = 20.0) -> None:
+def wait_until(condition: Callable[[], object], patience: float = 60.0) -> None:
     deadline = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < deadline, "it took too long"
@@ -124,7 +124,11 @@ def wait_until(condition: Callable[[], object], patience: float = 20.0) -> None:
 
 
 @pytest.mark.parametrize("task", ["touch_and_spin", "touch_and_sleep"])
-def test_a_revoked_task_is_ended_inside_its_child_which_goes_on(module: ModuleType, tmp_path: Path, task: str) -> None:
+def test_a_revoked_task_is_ended_inside_its_child_which_goes_on(
+    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    monkeypatch.setattr(processes, "REVOKE_GRACE", 60.0)
+
     async def use(it: Bench) -> None:
         child = await it.value("pid")
         running = tmp_path / "running"
@@ -226,17 +230,21 @@ def test_a_c_call_that_holds_the_gil_ends_at_its_limit_while_others_go_on(module
         began = time.monotonic()
         bad, good = it.submit("hold_the_gil"), it.submit("add", 1, 1)
         assert await it.outcome(good) == Done(2)
-        assert bad not in it.outcomes
         outcome = await it.outcome(bad)
+        assert list(it.outcomes) == [good, bad]
         assert isinstance(outcome, Dead)
-        assert "time limit of 0.5 s" in (outcome.error.detail if outcome.error else "")
-        assert time.monotonic() - began < 10
+        assert "time limit of 1.5 s" in (outcome.error.detail if outcome.error else "")
+        assert time.monotonic() - began < 40  # by itself it ends after 60
         assert await it.value("add", 2, 2) == 4
 
     bench(module.app, use, count=2)
 
 
-def test_an_async_task_past_its_limit_is_cancelled_in_its_process_which_lives_on(module: ModuleType) -> None:
+def test_an_async_task_past_its_limit_is_cancelled_in_its_process_which_lives_on(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "ASYNC_GRACE", 50.0)
+
     async def use(it: Bench) -> None:
         before = await it.value("pid")
         outcome = await it.run("dawdle")
@@ -259,7 +267,10 @@ def test_an_async_task_that_does_not_heed_its_limit_is_killed(module: ModuleType
 def test_programs_that_a_task_started_end_with_it_at_its_limit(module: ModuleType, tmp_path: Path) -> None:
     async def use(it: Bench) -> None:
         path = tmp_path / "pid"
-        assert isinstance(await it.run("start_a_program_and_hang", str(path)), Dead)
+        for _ in range(3):  # where the machine is held up, the limit may come before the program
+            assert isinstance(await it.run("start_a_program_and_hang", str(path)), Dead)
+            if path.exists() and path.read_text():
+                break
         program = int(path.read_text())
         await until(lambda: not is_alive(program))
 
@@ -321,13 +332,16 @@ def test_cancel_ends_what_runs_and_completes_nothing(module: ModuleType, tmp_pat
     bench(module.app, use)
 
 
-def test_progress_of_a_run_reaches_the_worker_and_what_comes_after_its_end_does_not(module: ModuleType) -> None:
+def test_progress_of_a_run_reaches_the_worker_and_what_comes_after_its_end_does_not(module: ModuleType, tmp_path: Path) -> None:
     async def use(it: Bench) -> None:
         heard: list[tuple[str, Any]] = []
-        outcome = await it.run("tell_progress", report=lambda state, meta: heard.append((state, meta)))
+        ended, late = tmp_path / "ended", tmp_path / "late"
+        outcome = await it.run("tell_progress", str(ended), str(late), report=lambda state, meta: heard.append((state, meta)))
         assert outcome == Done("told")
         assert heard == [("PROGRESS", {"done": 1}), ("PROGRESS", {"done": 2})]
-        assert await it.value("touch_and_wait", os.devnull, 0.2) == "waited"
+        ended.touch()
+        await until(late.exists)
+        await it.value("pid")  # what the child had said before has come
         assert len(heard) == 2
 
     bench(module.app, use)
@@ -431,6 +445,14 @@ def test_a_reference_that_leads_to_no_app_is_refused_with_a_way_out(
 # ------------------------------------------------------------------ the worker, on a real broker
 
 
+@pytest.fixture(scope="module")
+def sqs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SQSServer]:
+    """One server that is none of ours: these tests are about processes, and long."""
+    with moto(tmp_path_factory.mktemp("moto")) as server:
+        yield server
+        server.boto3.close()
+
+
 @pytest.fixture
 def shop(sqs: SQSServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The task module on a queue of its own, with a store in a file."""
@@ -454,14 +476,14 @@ def worker(app: CloudQ, **options: Any) -> Iterator[Worker]:
         yield it
     finally:
         it.stop()
-        it.join(30)
+        it.join(60)
 
 
 def test_a_worker_with_processes_gives_results_and_its_tasks_send_calls(shop: ModuleType) -> None:
     with worker(shop.app):
-        assert shop.add.delay(2, 3).get(timeout=20) == 5
-        sent = shop.send_another.delay(4).get(timeout=20)
-        assert shop.app.result(sent).get(timeout=20) == 8
+        assert shop.add.delay(2, 3).get(timeout=60) == 5
+        sent = shop.send_another.delay(4).get(timeout=60)
+        assert shop.app.result(sent).get(timeout=60) == 8
     wait_until(lambda: not children_of(os.getpid()))
 
 
@@ -469,7 +491,7 @@ def test_a_task_that_always_kills_its_process_is_dead_lettered_with_that_reason_
     with worker(shop.app):
         bad = shop.kill_own_process.delay()
         stuck = shop.hold_the_gil.delay()
-        assert [shop.add.delay(n, n).get(timeout=20) for n in range(5)] == [0, 2, 4, 6, 8]
+        assert [shop.add.delay(n, n).get(timeout=60) for n in range(5)] == [0, 2, 4, 6, 8]
         wait_until(lambda: bad.state == states.DEAD and stuck.state == states.FAILURE)
     url = sqs.boto3.get_queue_url(QueueName=f"{shop.app.conf.default_queue}-dlq")["QueueUrl"]
     letters = sqs.boto3.receive_message(QueueUrl=url, MaxNumberOfMessages=10)["Messages"]
@@ -486,7 +508,8 @@ def test_a_task_that_outlasts_the_grace_time_is_ended_and_its_message_given_back
         wait_until(lambda: path.exists() and path.read_text())
     assert not is_alive(int(path.read_text()))
     url = sqs.boto3.get_queue_url(QueueName=shop.app.conf.default_queue)["QueueUrl"]
-    assert sent.id in sqs.boto3.receive_message(QueueUrl=url)["Messages"][0]["Body"]
+    (message,) = sqs.boto3.receive_message(QueueUrl=url, WaitTimeSeconds=10)["Messages"]  # far sooner than its lease ends
+    assert sent.id in message["Body"]
 
 
 SCRIPT = """
@@ -503,21 +526,21 @@ def shout(text: str) -> str:
 def main() -> None:
     result = shout.delay("done")
     Worker(app, WorkerOptions(processes=1, drain=True, wait=1)).run()
-    print(result.get(timeout=5))
+    print(result.get(timeout=60))
 """
 
 
 def test_a_script_can_be_its_own_worker(shop: ModuleType, tmp_path: Path) -> None:
     script = tmp_path / "a_script.py"
     script.write_text(f"{SCRIPT}\nif __name__ == '__main__':\n    main()\n")
-    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=30, check=False)
+    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
     assert ran.stdout.strip() == "DONE", ran.stderr
 
 
 def test_a_script_whose_import_starts_a_worker_is_told_so(shop: ModuleType, tmp_path: Path) -> None:
     script = tmp_path / "a_script.py"
     script.write_text(f"{SCRIPT}\nmain()\n")
-    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=30, check=False)
+    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 1
     assert "put that under if __name__ == '__main__':" in ran.stderr.splitlines()[-1]
 
@@ -546,4 +569,4 @@ def test_no_child_outlives_a_worker_that_is_killed(shop: ModuleType, tmp_path: P
     finally:
         process.kill()
         process.wait()
-    wait_until(lambda: not any(is_alive(child) for child in children), 5)
+    wait_until(lambda: not any(is_alive(child) for child in children), 30)

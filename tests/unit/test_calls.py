@@ -45,7 +45,7 @@ def _take(app: CloudQ, queue: str = "default") -> list[dict[str, Any]]:
 def _drain(app: CloudQ) -> None:
     worker = Worker(app, WorkerOptions(drain=True, concurrency=3))
     worker.start()
-    worker.join(20)
+    worker.join(60)
 
 
 def test_a_bare_call_is_small_and_holds_only_what_it_needs(app: CloudQ) -> None:

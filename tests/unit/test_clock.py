@@ -102,20 +102,25 @@ def test_no_sleep_at_all_needs_no_advance() -> None:
 
 
 def test_the_system_clock_is_the_machines() -> None:
-    assert SystemClock().time() == pytest.approx(time.time(), abs=5)
+    before = time.time()
+    assert before - 5 <= SystemClock().time() <= time.time() + 5
 
 
 def test_the_system_clock_fires_in_order_and_not_what_was_cancelled() -> None:
     clock = SystemClock()
-    fired: list[str] = []
-    done = threading.Event()
-    now = clock.time()
-    clock.call_at(now + 0.06, done.set)
-    clock.call_at(now + 0.04, lambda: fired.append("second"))
-    clock.call_at(now - 1, lambda: fired.append("first"))
-    cancel = clock.call_at(now + 0.02, lambda: fired.append("cancelled"))
-    cancel()
-    assert done.wait(10)
+    for unit in (0.02, 0.2, 2.0):
+        fired: list[str] = []
+        done = threading.Event()
+        now = clock.time()
+        clock.call_at(now + 3 * unit, done.set)
+        clock.call_at(now + 2 * unit, lambda fired=fired: fired.append("second"))  # type: ignore[misc]
+        clock.call_at(now - 1, lambda fired=fired: fired.append("first"))  # type: ignore[misc]
+        cancel = clock.call_at(now + unit, lambda fired=fired: fired.append("cancelled"))  # type: ignore[misc]
+        cancel()
+        in_time = clock.time() < now + unit
+        assert done.wait(30)
+        if in_time:  # else a busy machine was too late to cancel it
+            break
     assert fired == ["first", "second"]
 
 
@@ -127,7 +132,7 @@ def test_a_system_alarm_can_set_another() -> None:
         clock.call_at(0, done.set)
 
     clock.call_at(0, again)
-    assert done.wait(10)
+    assert done.wait(30)
 
 
 def test_a_cancelled_system_alarm_is_forgotten() -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -180,3 +184,15 @@ def test_a_pod_s_role_trusts_whom_its_cluster_does_and_no_task_of_ecs() -> None:
     place = Place(region="eu-west-1", account="123456789012")
     assert trust(worker, plan, place) is None
     assert policy(worker, plan, place)["Statement"]
+
+
+def test_the_command_takes_the_account_that_the_settings_name(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text("from cloudq import CloudQ\napp = CloudQ('shop')\napp.task(name='t', timeout=30)(lambda: None)\n")
+    table = '[tool.cloudq]\napp = "shop:app"\naws = { region = "eu-west-1", account = "123456789012" }\n'
+    (tmp_path / "pyproject.toml").write_text(table, "utf-8")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CLOUDQ_")}
+    for asked, account in (((), "123456789012"), (("--account", "210987654321"), "210987654321")):
+        command = [sys.executable, "-m", "cloudq.cli", "iam", "producer", *asked]
+        ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True)
+        assert f"arn:aws:sqs:eu-west-1:{account}:shop-dev-default" in ran.stdout
+        assert "stands for yours" not in ran.stderr

@@ -43,7 +43,7 @@ def _written(app: CloudQ) -> list[dict[str, Any]]:
 def _drain(app: CloudQ) -> None:
     worker = Worker(app, WorkerOptions(wait=0.1, drain=True))
     worker.start()
-    worker.join(10)
+    worker.join(60)
 
 
 def test_each_step_of_a_task_is_an_event_and_so_are_workers_that_come_and_go(app: CloudQ) -> None:
@@ -78,7 +78,8 @@ def test_each_step_of_a_task_is_an_event_and_so_are_workers_that_come_and_go(app
     assert "secret" not in str(found)
 
 
-def test_what_many_threads_note_is_written_once_and_in_few_documents(app: CloudQ) -> None:
+def test_what_many_threads_note_is_written_once_and_in_few_documents(app: CloudQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "LINGER", 60.0)
     noted = app.events
     assert noted is not None
 

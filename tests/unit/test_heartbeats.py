@@ -38,7 +38,7 @@ def _seen(app: CloudQ) -> list[Any]:
 
 
 def _until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < end, "it never came true"
         time.sleep(0.005)
@@ -79,7 +79,7 @@ def test_a_worker_says_what_runs_and_what_came_of_the_rest_and_takes_its_leave(a
     @app.task(name="holds")
     def holds() -> None:
         began.set()
-        go_on.wait(10)
+        go_on.wait(60)
 
     @app.task(name="fails")
     def fails() -> None:
@@ -91,20 +91,20 @@ def test_a_worker_says_what_runs_and_what_came_of_the_rest_and_takes_its_leave(a
         _until(lambda: _seen(app))
         fails.delay()
         held = holds.delay()
-        assert began.wait(10)
+        assert began.wait(30)
         _until(lambda: _seen(app)[0]["busy"] == 1 and _seen(app)[0]["counts"] == {"again": 1, "dead": 1})
         (found,) = _seen(app)
         assert (found["app"], found["queues"], found["concurrency"], found["state"]) == ("work", {"default": 1}, 3, "running")
         assert (found["tasks"], found["known"]) == (["fails", "holds"], 2)
         (run,) = found["running"]
         assert (run["id"], run["task"], run["queue"], run["attempt"]) == (held.id, "holds", "default", 0)
-        assert abs(run["since"] - time.time()) < 10
+        assert abs(run["since"] - time.time()) < 60
         worker.stop()
         _until(lambda: _seen(app)[0]["state"] == "stopping")
     finally:
         go_on.set()
         worker.stop()
-        worker.join(10)
+        worker.join(60)
     assert _seen(app) == []
 
 
@@ -126,17 +126,17 @@ def test_a_worker_works_on_while_its_reports_go_nowhere_and_says_so_once(
         broken.setattr(heartbeats, "report", down)
         worker.start()
         _until(lambda: len(tries) >= 3)
-        assert double.delay(4).get(10) == 8
+        assert double.delay(4).get(30) == 8
         assert sum("could not be reported" in record.message for record in caplog.records) == 1
     _until(lambda: _seen(app))
     worker.stop()
-    worker.join(10)
+    worker.join(60)
 
 
 def test_without_a_store_there_is_nothing_to_report_to() -> None:
     app = CloudQ("work", broker=MemoryBroker())
     worker = Worker(app, WorkerOptions(drain=True, wait=0.1))
     worker.start()
-    worker.join(10)
+    worker.join(60)
     assert worker._reporter is None
     app.close()

@@ -45,9 +45,9 @@ WORK = """
 from cloudq.worker import Worker, WorkerOptions
 worker = Worker(app, WorkerOptions(concurrency=2, wait=0.5))
 worker.start()
-values = [result.get(timeout=10) for result in results]
+values = [result.get(timeout=60) for result in results]
 worker.stop()
-worker.join(10)
+worker.join(60)
 assert values == [{"a": 3}, "X", {"sum": 3}, 0.5], values
 """
 
@@ -68,7 +68,7 @@ def loaded(code: str) -> set[str]:
     beginning = "import sys\nbefore = {name.partition('.')[0] for name in sys.modules}"
     ending = "print('loaded', *{name.partition('.')[0] for name in sys.modules} - before)"
     command = [sys.executable, "-W", "error", "-c", f"{beginning}\n{textwrap.dedent(code)}\n{ending}"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert ran.returncode == 0, ran.stderr
     assert not ran.stderr
     first, *names = ran.stdout.split()

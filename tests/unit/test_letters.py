@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from cloudq import CloudQ, Queue, letters, states
 from cloudq.broker import Delivery, Outgoing
+from cloudq.clock import Clock
 from cloudq.io import drive
 from cloudq.letters import ALL, Letter, Match
 from cloudq.memory import LyingBroker, MemoryBroker
@@ -19,6 +20,7 @@ from cloudq.message import dead_letter, parse
 from cloudq.settle import DEAD_ATTRIBUTE
 from cloudq.values import dumps
 from cloudq.worker import Worker, WorkerOptions
+from tests.unit.pacing import PacedClock
 
 
 def _app(broker: Any = "memory://", **settings: Any) -> CloudQ:
@@ -86,20 +88,29 @@ def test_a_scan_with_a_limit_ends_at_the_first_matches() -> None:
     assert found.looked_at <= 20
 
 
+def _paced(broker: Callable[[Clock], Any]) -> CloudQ:
+    """An app whose leases end only as its loop goes on."""
+    clock = PacedClock(speed=10)
+    app = _app(broker(clock), clock=clock)
+    clock.go_with(app)
+    return app
+
+
 class _Slow(MemoryBroker):
     async def receive(self, queue: str, *, max_messages: int, wait: float) -> Sequence[Delivery]:
-        await asyncio.sleep(0.05)
+        await self.clock.sleep(0.05)
         return await super().receive(queue, max_messages=max_messages, wait=0)
 
 
 def test_leases_are_kept_for_as_long_as_a_scan_takes() -> None:
-    app = _app(_Slow(limits=DEFAULT._replace(lease=1.0, receive=2)))
+    app = _paced(lambda clock: _Slow(clock=clock, limits=DEFAULT._replace(lease=1.0, receive=2)))
     app.broker.create_queue("default")  # type: ignore[attr-defined]
     _send(app, "default", *(_body(f"t{n}") for n in range(60)))
     found = app.io.run(letters.scan(app, "default"))
     assert len(found.letters) == 60
     assert {letter.delivery.receives for letter in found.letters} == {1}
     assert asyncio.run(app.broker.stats("default")).ready == 60
+    app.close()
 
 
 def test_a_letter_that_is_redriven_runs_again_under_its_id() -> None:
@@ -130,7 +141,7 @@ def drain(app: CloudQ) -> None:
     """Work off what is in the queues."""
     worker = Worker(app, WorkerOptions(drain=True))
     worker.start()
-    worker.join(10)
+    worker.join(60)
 
 
 def test_only_the_letters_that_match_are_redriven() -> None:
@@ -237,31 +248,35 @@ def test_what_dies_again_meanwhile_is_not_sent_in_circles() -> None:
         dying.cancel()
         return len(done.sent)
 
-    assert app.io.run(redrive_while_dying(), timeout=20) == 15
+    assert app.io.run(redrive_while_dying(), timeout=60) == 15
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_a_lying_broker_loses_no_letter_to_a_redrive(seed: int) -> None:
-    app = _app(f"memory://?lie={seed}&lease=1")
+    app = _paced(lambda clock: LyingBroker(MemoryBroker(clock=clock, lease=1.0), seed))
+    app.declare_queue("default")
     everything = {f"t{n}" for n in range(40)}
     _send(app, "default-dlq", *(_dead(id) for id in sorted(everything)))
     for _ in range(10):
         done = app.io.run(letters.redrive(app, "default-dlq", ALL))
         assert done.looked_at <= 40
-    asyncio.run(asyncio.sleep(1.1))  # what the broker held back by a lie comes back with its lease
+    asyncio.run(app.clock.sleep(1.1))  # what the broker held back by a lie comes back with its lease
     assert set(_ids(_all(app, "default"))) | set(_ids(_all(app, "default-dlq"))) == everything
     assert len(set(_ids(_all(app, "default")))) > 30
+    app.close()
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_lying_broker_loses_no_letter_to_a_scan(seed: int) -> None:
-    app = _app(f"memory://?lie={seed}&lease=1")
+    app = _paced(lambda clock: LyingBroker(MemoryBroker(clock=clock, lease=1.0), seed))
+    app.declare_queue("default")
     everything = {f"t{n}" for n in range(40)}
     _send(app, "default-dlq", *(_dead(id) for id in sorted(everything)))
     found = app.io.run(letters.scan(app, "default-dlq"))
     assert len(_ids(found.letters)) == len(set(_ids(found.letters)))
-    asyncio.run(asyncio.sleep(1.1))
+    asyncio.run(app.clock.sleep(1.1))
     assert set(_ids(_all(app, "default-dlq"))) == everything
+    app.close()
 
 
 def test_a_purge_deletes_all_and_counts() -> None:

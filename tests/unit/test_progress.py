@@ -26,7 +26,7 @@ def app() -> Iterator[CloudQ]:
 def _drain(app: CloudQ) -> None:
     worker = Worker(app, WorkerOptions(wait=0.1, drain=True))
     worker.start()
-    worker.join(10)
+    worker.join(60)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_a_loop_may_say_how_far_it_is_in_each_round_and_is_recorded_now_and_then
     counts_to.delay(10_000)
     _drain(app)
     assert (said[0], said[-1]) == (("PROGRESS", {"done": 0, "total": 10_000}), ("PROGRESS", {"done": 10_000, "total": 10_000}))
-    assert len(said) <= 5
+    assert len(said) < 100  # one for each half second, on whatever machine
     assert set(map(str, recorded)) <= set(map(str, said))
 
 
@@ -105,11 +105,12 @@ def test_a_call_that_waits_is_recorded_with_the_instant_until_which_it_does(app:
     @app.task
     def work() -> None: ...
 
+    began = app.clock.time()
     later = work.options(delay=60).delay()
     now = work.delay()
     assert app.store is not None
     known = {key: document.value for key, document in drive(app.store.list("task")).items}
-    assert 55 < known[later.id]["due"] - app.clock.time() < 60.01
+    assert began + 59.99 < known[later.id]["due"] < app.clock.time() + 60.01
     assert "due" not in known[now.id]
 
 

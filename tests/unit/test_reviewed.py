@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from typing import Any
 
@@ -146,10 +147,12 @@ def test_an_async_task_that_had_not_begun_when_its_time_was_over_does_not_begin_
     app = CloudQ("served", broker=MemoryBroker(), store="memory://")
     app.declare_queue("work")
     ran: list[str] = []
+    blocked, go_on = threading.Event(), threading.Event()
 
     @app.task(name="blocks")
     async def blocks() -> None:
-        time.sleep(1.5)  # noqa: ASYNC251  # a fault of this task, which holds up the others
+        blocked.set()
+        go_on.wait(60)  # a fault of this task, which holds up the others
 
     @app.task(name="charge")
     async def charge() -> None:
@@ -161,15 +164,16 @@ def test_an_async_task_that_had_not_begun_when_its_time_was_over_does_not_begin_
         return Delivery(queue="work", body=body, receipt=None, received=now, lease_until=now + 30)
 
     serving = Serving(app, concurrency=4)
-    first = app.io.submit(serving.serve(brought("blocks"), 20.0))
-    time.sleep(0.2)
+    first = app.io.submit(serving.serve(brought("blocks"), 200.0))
+    assert blocked.wait(30)
     second = app.io.submit(serving.serve(brought("charge"), 0.5))
-    assert second.result(10) is Answer.DONE  # sent again, as a crash
-    assert first.result(10) is Answer.DONE
+    assert second.result(30) is Answer.DONE  # sent again, as a crash
+    go_on.set()
+    assert first.result(30) is Answer.DONE
     time.sleep(0.2)
     assert ran == []
     serving.stop(0.0)
-    app.io.submit(serving.close()).result(10)
+    app.io.submit(serving.close()).result(30)
     app.close()
 
 

@@ -308,7 +308,7 @@ def test_cloudq_loads_schedules_where_they_are_asked_for() -> None:
         "import sys, cloudq; assert 'cloudq.schedules' not in sys.modules;"
         "from cloudq import cron, crontab, every; cron('0 9 * * *'); assert 'zoneinfo' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=30)
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=100)
     assert (cloudq.cron, cloudq.crontab, cloudq.every) == (cron, crontab, every)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         cloudq.nothing  # type: ignore[attr-defined]  # noqa: B018

@@ -18,7 +18,7 @@ from tests import eventbridge_rules
 ZONES = ["UTC", "Europe/Berlin", "America/New_York", "America/Santiago", "Australia/Lord_Howe"]
 EACH = 2_000
 """Crontabs a zone."""
-DEEP = 200
+DEEP = 40
 """Of these, those whose translation is followed over 2,000 fires."""
 FIRES = 2_000
 WEEK = 7 * 86_400

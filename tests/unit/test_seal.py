@@ -160,7 +160,7 @@ def test_the_page_says_how_a_shell_signs_a_call() -> None:
         missing("openssl", "apt-get install openssl")
     page = (DOCS / "protocol.md").read_text().partition("## Signatures and encryption")[2]
     script = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)[0].replace("shop.tasks.add", "take")
-    done = subprocess.run(["sh", "-euc", script], env={**os.environ, "KEY": key("new")}, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(["sh", "-euc", script], env={**os.environ, "KEY": key("new")}, capture_output=True, text=True, timeout=100)
     assert Site(**SIGNED).admit(done.stdout).outcome is None, done
     VALIDATOR.validate(parse(done.stdout))
 

@@ -26,7 +26,7 @@ from cloudq.sqlite import SQLiteStore
 from cloudq.store import MISSING
 
 async def main(path, name, rounds):
-    store = SQLiteStore(path, timeout=30)
+    store = SQLiteStore(path, timeout=60)
     async def increment():
         while True:
             document = await store.get("limit", "counter")
@@ -66,7 +66,7 @@ def start(code: str, *arguments: object) -> subprocess.Popen[str]:
 def test_processes_that_compete_for_one_file_lose_no_increment_and_no_member(tmp_path: Path) -> None:
     path = tmp_path / "store.db"  # made by whichever process comes first
     running = [start(COMPETE, path, name, ROUNDS) for name in range(PROCESSES)]
-    printed = [process.communicate(timeout=60)[0] for process in running]
+    printed = [process.communicate(timeout=100)[0] for process in running]
     assert [process.returncode for process in running] == [0] * PROCESSES
     assert sorted(int(size) for text in printed for size in text.split()) == list(range(1, PROCESSES * ROUNDS + 1))
 
@@ -88,7 +88,7 @@ def test_a_killed_process_loses_no_put_that_had_returned(tmp_path: Path) -> None
     process.kill()
     acknowledged += [line.strip() for line in process.stdout if line.endswith("\n")]
     process.stdout.close()
-    process.wait(10)
+    process.wait(60)
 
     async def check() -> None:
         store = SQLiteStore(path)
@@ -102,7 +102,7 @@ def test_a_killed_process_loses_no_put_that_had_returned(tmp_path: Path) -> None
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_parent_and_forked_children_go_on_with_one_store(tmp_path: Path) -> None:
-    store = SQLiteStore(tmp_path / "store.db")
+    store = SQLiteStore(tmp_path / "store.db", timeout=60)
     forked = threading.Event()
 
     async def add(name: str, rounds: int) -> None:
@@ -139,7 +139,7 @@ def fork(work: Any) -> int:
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forking beside threads: here that is the point
         child = os.fork()
     if child == 0:
-        signal.alarm(30)  # a child that hangs must not outlive the test
+        signal.alarm(90)  # a child that hangs must not outlive the test
         status = 1
         try:
             work()

@@ -392,7 +392,7 @@ def test_what_is_nested_a_hundred_deep_works_and_what_is_deeper_is_refused_at_th
         canvas = group(canvas) | shop.tsum.s()
     first = (shop.add.s(0, 0) | group(canvas) | shop.tsum.s()).delay()
     shop.drain()
-    assert first.get(timeout=10) == 2
+    assert first.get(timeout=60) == 2
     linked = shop.add.s(1)
     for _ in range(90):
         linked = shop.add.s(1).link(linked)
@@ -488,7 +488,7 @@ def test_a_group_with_a_failed_member_is_ready_once_the_others_have_ended(shop: 
     assert isinstance(result, GroupResult)
     worker = Worker(shop.app, WorkerOptions(drain=True, wait=0.1, queues={"default": 1}))
     worker.start()
-    worker.join(20)
+    worker.join(60)
     assert (result.ready(), result.failed(), result.waiting()) == (False, True, True)
     with pytest.raises(TaskFailed):
         result.get(timeout=5)
