@@ -11,7 +11,7 @@ import pytest
 from cloudq import CloudQ, pauses
 from cloudq.memory import MemoryBroker, MemoryStore
 from cloudq.worker import Worker, WorkerOptions
-from cloudq.worker import worker as module
+from cloudq.worker import pausing as module
 
 
 def _until(condition: Callable[[], bool]) -> None:

@@ -24,6 +24,7 @@ from cloudq.runner import Job, Runner
 from cloudq.settle import Verdict, settle_repeatedly
 from cloudq.worker import StopReason, Worker, WorkerOptions
 from cloudq.worker import worker as module
+from cloudq.worker.firing import fire
 from cloudq.worker.flight import Flight
 from cloudq.worker.processes import ProcessExecutor
 from tests.unit.pacing import PacedClock
@@ -336,7 +337,7 @@ def test_that_a_claim_has_ended_with_its_task_is_no_loss(make: Callable[..., Clo
         raise LeaseLost("its state is SUCCESS")
 
     worker.runner.renew = ended  # type: ignore[method-assign]
-    app.io.run(worker._renew(flight))
+    app.io.run(worker._leases.renew(flight))
     assert not flight.lost
     assert "lost" not in caplog.text
 
@@ -512,9 +513,8 @@ def test_a_slot_is_fired_once_though_the_sleep_ends_early(make: Callable[..., Cl
             raise asyncio.CancelledError
 
     monkeypatch.setattr(type(app.sender), "asend", staticmethod(send))
-    worker = Worker(app)
     with pytest.raises(asyncio.CancelledError):
-        asyncio.run(worker._fire(next(iter(app.schedules.values()))))
+        asyncio.run(fire(app, next(iter(app.schedules.values()))))
     assert len(set(fired)) == len(fired) == 6
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -46,6 +46,15 @@ class Flight:
         """Its task begins now."""
         self.started_at = time.monotonic()
         self.started = True
+
+
+def batches(flights: Iterable[Flight], size: int) -> Iterator[Sequence[Flight]]:
+    """Flights of one queue each, as many as a request takes."""
+    by_queue: dict[str, list[Flight]] = {}
+    for flight in flights:
+        by_queue.setdefault(flight.job.delivery.queue, []).append(flight)
+    for group in by_queue.values():
+        yield from (group[at : at + size] for at in range(0, len(group), size))
 
 
 Complete: TypeAlias = Callable[[Flight, Outcome], None]

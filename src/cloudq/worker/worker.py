@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from cloudq import events, pauses, signals
+from cloudq import events, signals
 from cloudq.app import CloudQ
 from cloudq.broker import Broker, Delivery, SettleError
 from cloudq.coalesce import Coalescer
@@ -28,19 +28,18 @@ from cloudq.io import drive
 from cloudq.outcome import Again, Dead, Done, Later, Outcome
 from cloudq.runner import Job, Runner, revoked
 from cloudq.settle import MOST_PAUSE, Verdict, announce, is_settled, may_pass, settle_repeatedly, task_logger
-from cloudq.store import Store
-from cloudq.worker.flight import Executor, Flight
+from cloudq.worker.firing import fire, to_fire
+from cloudq.worker.flight import Executor, Flight, batches
 from cloudq.worker.groups import Groups
 from cloudq.worker.holding import Holding
+from cloudq.worker.leases import HASTE, Leases
+from cloudq.worker.pausing import Pausing
 from cloudq.worker.poller import Poller
 from cloudq.worker.processes import ProcessExecutor
 from cloudq.worker.progress import keep_progress
 from cloudq.worker.reporting import Reporter, describe_app, describe_runs
 from cloudq.worker.slots import Slots
 from cloudq.worker.threads import LoopExecutor, ThreadExecutor
-
-if TYPE_CHECKING:
-    from cloudq.recurring import Recurring
 
 logger = logging.getLogger("cloudq.worker")
 
@@ -50,16 +49,12 @@ AHEAD: Final = 100
 """Deliveries of a local broker that may wait for a thread."""
 SETTLE_TRIES: Final = 5
 ACK_TRIES: Final = 3
-LOOK: Final = 3.0
-"""Seconds between looks at which queues are paused."""
 HURRIED: Final = 0.5
 """Seconds that a receive may still be out when a person waits for the end."""
 RETURNED: Final = 3.0
 """Seconds that it may still be out when running tasks were given back a moment before."""
 OVERRUN: Final = 5.0
 """Seconds that an async task has to obey its cancellation before it is given up."""
-HASTE: Final = 2.0
-"""Seconds that each step of giving back may take, and the last acks after the grace time: a stop must not wait for what does not answer."""
 STUCK: Final = 300.0
 """Seconds after which a worker is ill where nothing runs and nothing becomes of what it has taken."""
 
@@ -121,8 +116,6 @@ class Worker:
         """Outcomes made durable so far."""
         self._size = self.options.processes or self.options.concurrency
         self._local = app.broker.limits.local
-        self._paused: frozenset[str] = frozenset()
-        self._store_away = False
         self._reporter: Reporter | None = None
         self._begun_at = 0.0
         self._events = app.events
@@ -130,6 +123,9 @@ class Worker:
         self._groups = Groups()
         self._completed: deque[tuple[Flight, Outcome]] = deque()
         self._woken = False
+        self._leases = Leases(
+            app, self.runner, self._flights, begin=self._begin, revoked=lambda flight: self._executor_of(flight.job).revoke(flight)
+        )
         self._stopping = asyncio.Event()
         self._stopped_at = 0.0
         self._signalled = False
@@ -210,14 +206,14 @@ class Worker:
             logger.info("ended (%s) before it was ready", self.reason.value)
             self._ready.set_result(None)
             return
-        firing = await self._begin_schedules()
+        firing = [self._begin(fire(self.app, each)) for each in await to_fire(self.app, wanted=self.options.schedules)]
         await asyncio.to_thread(signals.worker_ready.send, "worker", worker=self)  # receivers are user code
         # from here to the wait for the end nothing suspends: a poller that outran it would bounce messages
         receiving = [self._begin(poller.run()) for poller in self._pollers.values()]
-        keeping = [self._begin(self._keep_leases()), self._begin(self._watch()), *firing]
+        keeping = [self._begin(self._leases.keep()), self._begin(self._watch()), *firing]
         if self.app.store is not None:
             self._begun_at, self._reporter = round(self.app.clock.time(), 3), Reporter(self.app.store, self._describe)
-            keeping += [self._begin(self._keep_pauses(self.app.store)), self._begin(self._reporter.run())]
+            keeping += [self._begin(self._pausing.keep()), self._begin(self._reporter.run())]
             self._note("online")
         self._ready.set_result(None)
         logger.info("ready: %s, %d at once, queues %s", self.app.name, self._size, ", ".join(self.queues))
@@ -287,8 +283,8 @@ class Worker:
             )
             for queue in self.queues
         }
-        if self.app.store is not None:
-            await self._look_at_pauses(self.app.store)
+        self._pausing = Pausing(self.app.store, self._pollers, self.app.clock, self._nudge)
+        await self._pausing.look()
         if self._children is not None:
             await self._children.start()
 
@@ -320,33 +316,6 @@ class Worker:
             raise ConfigError(
                 f"the broker has no queue {', '.join(map(repr, missing))}; create it (cloudq never does at run time), or name other queues"
             )
-
-    async def _begin_schedules(self) -> list[asyncio.Task[Any]]:
-        """Have the schedules fire that a timer in this process keeps, or that nobody else does; the others' are in the cloud."""
-        declared, timer = self.app.schedules.values(), self.app.timer if self.app.schedules else None
-        if timer is not None and timer.limits.local:
-            for each in declared:
-                await timer.put_schedule(each.schedule(self.app))
-        elif timer is None and self.options.schedules:
-            return [self._begin(self._fire(each)) for each in declared]
-        elif timer is None and declared:
-            advice = "set CLOUDQ_TIMER, and run `cloudq schedule sync`, or have one worker do it by --schedules"
-            logger.warning("no timer fires the schedules (%d), nor does this worker: %s", len(declared), advice)
-        return []
-
-    async def _fire(self, recurring: Recurring) -> None:
-        """Send a schedule's ticks at their time, each once, also where the clock is set back a little or the sleep ends early."""
-        app = self.app
-        after = app.clock.time()
-        while (slot := recurring.trigger.next_after(after)) is not None:
-            await app.clock.sleep(max(0.0, slot - app.clock.time()))
-            try:
-                await app.sender.asend(recurring.queue(app), recurring.tick(app, int(slot)), recurring.id(int(slot)))
-            except (CloudQError, TimeoutError) as error:
-                logger.error("schedule %r could not be fired: %s", recurring.name, error)
-            except Exception:
-                logger.exception("schedule %r could not be fired, for an unforeseen reason", recurring.name)
-            after = max(slot, app.clock.time())
 
     def _executors(self) -> list[Executor]:
         return [self._threads, self._tasks, *([self._children] if self._children is not None else [])]
@@ -387,7 +356,7 @@ class Worker:
 
     def _accept(self, deliveries: Sequence[Delivery]) -> None:
         """Take over what was received: each holds one slot until its outcome is durable."""
-        refused, plain, began = self._is_stopping or deliveries[0].queue in self._paused, self.app.store is None, time.monotonic()
+        refused, plain, began = self._is_stopping or deliveries[0].queue in self._pausing.queues, self.app.store is None, time.monotonic()
         admit, keep, self._moved_at = self.runner.admit, self._flights.add, began
         if refused:
             self._refuse([Flight(Job(delivery), began) for delivery in deliveries])
@@ -443,7 +412,7 @@ class Worker:
         job = flight.job
         await self.runner.claim(job)
         if flight not in self._flights:  # given back meanwhile
-            await self._release(flight)
+            await self._leases.release(flight)
         elif job.outcome is not None:
             self._conclude(flight, job.outcome)
         else:
@@ -560,13 +529,9 @@ class Worker:
         for flight in flights:
             flight.durable = True
         if self._local:
-            size, broker = self.app.broker.limits.batch, self.app.broker
-            by_queue: dict[str, list[Flight]] = {}
-            for flight in flights:
-                by_queue.setdefault(flight.job.delivery.queue, []).append(flight)
-            for group in by_queue.values():
-                for at in range(0, len(group), size):
-                    self._ack_at_once(broker, group[at : at + size])
+            broker = self.app.broker
+            for batch in batches(flights, broker.limits.batch):
+                self._ack_at_once(broker, batch)
         else:
             for flight in flights:
                 self._ackers[flight.job.delivery.queue].add(flight)
@@ -670,86 +635,10 @@ class Worker:
 
     # ------------------------------------------------------------------ meanwhile
 
-    async def _keep_leases(self) -> None:
-        """Extend what is held, well before it ends; a third of a lease is time for two more tries."""
-        limits, clock = self.app.broker.limits, self.app.clock
-        interval = max(limits.lease / 6, 0.05)
-        patience = max(interval, 3.0)  # one request that hangs must not cost the others their leases
-        while True:
-            await clock.sleep(interval)
-            try:
-                horizon = clock.time() + limits.lease * 2 / 3
-                due: dict[str, list[Flight]] = {}
-                for flight in self._flights:
-                    if not flight.lost and flight.job.delivery.lease_until < horizon:
-                        due.setdefault(flight.job.delivery.queue, []).append(flight)
-                batches = [flights[at : at + limits.batch] for flights in due.values() for at in range(0, len(flights), limits.batch)]
-                await asyncio.gather(*(self._extend(batch, patience) for batch in batches))
-            except Exception:
-                logger.exception("extending leases failed in an unforeseen way")
-
-    async def _extend(self, flights: Sequence[Flight], patience: float) -> None:
-        """Extend leases; their claims are renewed beside that: a store that is slow or away must not cost a lease."""
-        lease = self.app.broker.limits.lease
-        try:
-            async with asyncio.timeout(patience):
-                answers = await self.app.broker.extend([flight.job.delivery for flight in flights], lease)
-        except (CloudQError, TimeoutError) as error:
-            logger.warning("extending %d leases failed, trying again: %s", len(flights), str(error) or "no answer in time")
-            return
-        for flight, answer in zip(flights, answers, strict=True):
-            if isinstance(answer, LeaseLost):
-                if flight in self._flights and not flight.concluded:
-                    logger.error("%s: its lease was lost while it ran; it may be running elsewhere too", flight.job.label)
-                flight.lost = True
-            elif flight.job.claim is not None and flight.renewal is None and not flight.concluded:
-                flight.renewal = self._begin(self._renew(flight))
-
-    async def _renew(self, flight: Flight) -> None:
-        job = flight.job
-        known = job.revoked
-        try:
-            async with asyncio.timeout(max(self.app.broker.limits.lease, HASTE)):
-                await self.runner.renew(job, job.delivery.lease_until)
-            if job.revoked and not known and not flight.concluded:
-                logger.info("%s was revoked: its run is ended", job.label)
-                self._executor_of(job).revoke(flight)
-        except LeaseLost:
-            if not flight.concluded:  # else it has ended meanwhile, and its claim with it
-                flight.lost = True
-                logger.error("%s: its claim was lost while it ran; its result will be discarded", job.label)
-        except (CloudQError, TimeoutError) as error:
-            logger.warning("%s: its claim could not be renewed, trying again: %s", job.label, str(error) or "no answer in time")
-        finally:
-            flight.renewal = None
-
-    async def _keep_pauses(self, store: Store) -> None:
-        while True:
-            await self.app.clock.sleep(LOOK)
-            await self._look_at_pauses(store)
-
-    async def _look_at_pauses(self, store: Store) -> None:
-        """Stop and go on receiving as the store says; what it said last holds while it does not answer."""
-        try:
-            now = frozenset(await pauses.paused(store)).intersection(self._pollers)
-        except CloudQError as error:
-            if not self._store_away:
-                logger.warning("which queues are paused could not be read; trying again until the store answers: %s", error)
-            self._store_away = True
-            return
-        except Exception:
-            logger.exception("which queues are paused could not be read, for an unforeseen reason")
-            return
-        self._store_away = False
-        for queue in now - self._paused:
-            logger.info("queue %r is paused", queue)
-            self._pollers[queue].pause()
-        for queue in self._paused - now:
-            logger.info("queue %r goes on", queue)
-            self._pollers[queue].resume()
-        if self._reporter is not None and now != self._paused:
+    def _nudge(self) -> None:
+        """Have what is reported of this worker be up to date."""
+        if self._reporter is not None:
             self._reporter.nudge()
-        self._paused = now
 
     def _describe(self) -> dict[str, Any]:
         """What ``cloudq inspect`` shows of this worker."""
@@ -760,7 +649,7 @@ class Worker:
             "at": round(now, 3),
             "state": "stopping" if self._is_stopping else "running",
             "queues": self.queues,
-            "paused": sorted(self._paused),
+            "paused": sorted(self._pausing.queues),
             "concurrency": self._size,
             "processes": self.options.processes,
         }
@@ -799,8 +688,7 @@ class Worker:
         self._end = time.monotonic() + self.options.grace
         for poller in self._pollers.values():
             poller.stop()
-        if self._reporter is not None:
-            self._reporter.nudge()
+        self._nudge()
         await self._give_back(self._holding.withdraw())
         if not self.options.once and self.reason is not StopReason.RECYCLE:  # what --max-tasks has counted runs
             await self._give_back([flight for executor in self._executors() for flight in executor.withdraw()])
@@ -847,34 +735,10 @@ class Worker:
         behind = [each for flight in flights if flight.job.ordered for each in self._groups.leave(flight, skip_rest=True)]
         flights = [*flights, *(each for each in behind if each not in flights)]
         self._flights.difference_update(flights)
-        by_queue: dict[str, list[Flight]] = {}
-        for flight in flights:
-            by_queue.setdefault(flight.job.delivery.queue, []).append(flight)
-        size = self.app.broker.limits.batch
-        batches = [group[at : at + size] for group in by_queue.values() for at in range(0, len(group), size)]
         try:
-            await asyncio.gather(*(self._release(flight) for flight in flights))
-            await asyncio.gather(*(self._let_go(batch, delay) for batch in batches))
+            await self._leases.let_go(flights, delay)
         finally:
             self._slots.give(sum(not flight.slot_lost for flight in flights))
-
-    async def _release(self, flight: Flight) -> None:
-        """Let go of a claim; at worst it ends with the lease."""
-        if flight.renewal is not None:
-            flight.renewal.cancel()  # else it could be renewed after that
-        if flight.job.claim is not None:
-            try:
-                async with asyncio.timeout(HASTE):
-                    await flight.job.claim.release()
-            except Exception as error:  # a stop goes on, whatever it is
-                logger.warning("%s: its claim could not be released: %s", flight.job.label, str(error) or "no answer in time")
-
-    async def _let_go(self, flights: Sequence[Flight], delay: float) -> None:
-        try:
-            async with asyncio.timeout(HASTE):
-                await self.app.broker.extend([flight.job.delivery for flight in flights], delay)
-        except Exception as error:  # a stop goes on, whatever it is
-            logger.warning("giving back failed; they come back when their leases end: %s", str(error) or "no answer in time")
 
 
 def _report_fault(task: asyncio.Task[Any]) -> None:
