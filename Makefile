@@ -14,9 +14,9 @@ help: ## say what can be made
 demo: .venv-demo/.installed ## index a folder with background tasks (FOLDER=... picks which)
 	@$(DEMO)/python examples/index_folder/demo.py $(if $(FOLDER),"$(FOLDER)")
 
-# The suite waits more than it computes: two at a time, each module in one process, because of its servers.
+# The suite waits as much as it computes: three at a time on two cores, each module in one process, because of its servers.
 test: .venv/.installed ## run the whole suite (ARGS="-k lease" narrows it)
-	@$(BIN)/pytest $(if $(ARGS),$(ARGS),-n 2 --dist loadscope)
+	@$(BIN)/pytest $(if $(ARGS),$(ARGS),-n 3 --dist loadscope)
 
 test-wheel: .venv/.installed ## run what needs no server on the built wheel, away from the checkout
 	@$(BIN)/python -m tests.packaging.wheel_suite

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,9 +36,6 @@ _FOREIGN = (
 """What would lead Google's libraries to the settings of the person who runs the tests, or past the emulator."""
 
 PROJECT = "cloudq-test"
-
-_KEEPERS: list[subprocess.Popen[bytes]] = []
-"""Those that outlive this process's use of their servers: collected while they run, they would be a warning."""
 
 _JVM = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 """A server for tests starts often, shares two cores, and lives for minutes."""
@@ -205,7 +201,6 @@ def shared(name: str, command: Sequence[str], tmp_path_factory: pytest.TempPathF
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     folder.mkdir(exist_ok=True)
     ready = folder / "ready"
-    keeper = None
     with (folder / "users").open("ab") as users:
         with (folder / "starting").open("ab") as starting:
             fcntl.flock(starting, fcntl.LOCK_EX)
@@ -213,19 +208,11 @@ def shared(name: str, command: Sequence[str], tmp_path_factory: pytest.TempPathF
             if not ready.exists():
                 port = free_port()
                 keep = [sys.executable, str(Path(__file__).with_name("keeper.py")), str(folder), f"http://127.0.0.1:{port}{health}"]
-                keeper = subprocess.Popen(
-                    [*keep, *command, "--host=127.0.0.1", f"--port={port}"], stdin=subprocess.DEVNULL, start_new_session=True
-                )
-                while not ready.exists() and keeper.poll() is None:
-                    time.sleep(0.02)
+                keep += [*command, "--host=127.0.0.1", f"--port={port}"]
+                subprocess.run(keep, stdin=subprocess.DEVNULL, start_new_session=True, check=False)
         if not ready.exists():
             pytest.fail(f"{name} did not start; it wrote:\n{(folder / 'log').read_text(errors='replace')[-2000:]}")
         yield ready.read_text().removeprefix("http://").removesuffix(health)
-    if keeper is not None:
-        try:
-            keeper.wait(10)
-        except subprocess.TimeoutExpired:  # others go on, perhaps for long: it ends by itself when they let go
-            _KEEPERS.append(keeper)
 
 
 @pytest.fixture(scope="session")

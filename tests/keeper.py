@@ -1,7 +1,7 @@
 """Keeps one server for all processes of a test run: started by the first, killed when the last one has let go, or has died.
 
-``python keeper.py FOLDER ANSWERS COMMAND…`` runs COMMAND until nobody holds a shared lock on ``FOLDER/users``. Once the URL
-ANSWERS does so, ``FOLDER/ready`` is there; it is gone before the server is.
+``python keeper.py FOLDER ANSWERS COMMAND…`` runs COMMAND in the background until nobody holds a shared lock on ``FOLDER/users``. It
+returns once the URL ANSWERS does so, and ``FOLDER/ready`` is there, which is gone before the server is; or once it has failed.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ def answers(url: str) -> bool:
 
 
 def main(folder: Path, url: str, command: list[str]) -> None:
+    if child := os.fork():
+        while not (folder / "ready").exists() and os.waitpid(child, os.WNOHANG) == (0, 0):
+            time.sleep(0.02)
+        os._exit(0)
     with (folder / "users").open("rb") as users, (folder / "log").open("wb") as log:
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         try:

@@ -39,6 +39,7 @@ def scratch(tmp_path: Path) -> Path:
 
 
 def start(folder: Path, scratch: Path) -> subprocess.Popen[str]:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that runs in the background has it ignored, as its children would
     env = {**os.environ, "TMPDIR": str(scratch), "COLUMNS": "100", "CLOUDQ_BROKER": "nowhere://", "AWS_PROFILE": "nobody"}
     return subprocess.Popen([sys.executable, str(DEMO), str(folder)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

@@ -39,7 +39,7 @@ def main() -> int:
         where = environment.python("import cloudq; print(cloudq.__file__)").strip()
         assert Path(where).is_relative_to(folder), f"the tests would run on {where}, which is not the installed wheel"
         print(f"testing {where}", flush=True)
-        pytest = [str(environment.bin / "python"), "-m", "pytest", "-q", "-n", "2", "--dist", "loadscope"]
+        pytest = [str(environment.bin / "python"), "-m", "pytest", "-q", "-n", "3", "--dist", "loadscope"]
         command = [*pytest, f"--ignore=tests/{LONG}", *(f"tests/{part}" for part in PARTS)]
         return subprocess.run(command, cwd=environment.cwd, check=False).returncode
 
