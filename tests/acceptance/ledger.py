@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.waiting import until
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +49,3 @@ class Ledger:
     def wait(self, event: str, count: int = 1, timeout: float = 60.0) -> None:
         """Return once ``event`` has happened ``count`` times; TimeoutError after ``timeout`` seconds."""
         until(lambda: len(self.entries(event)) >= count, f"{count} × {event!r} in the ledger", timeout)
-
-
-def until(true: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
-    """Return once ``true()`` is; TimeoutError naming ``what`` after ``timeout`` seconds."""
-    deadline = time.monotonic() + timeout
-    while not true():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {timeout:g} s in vain for {what}")
-        time.sleep(0.05)

@@ -24,9 +24,9 @@ from cloudq.errors import Closed
 from cloudq.io import drive
 from cloudq.message import parse
 from cloudq.worker import Worker, WorkerOptions
-from tests.acceptance.ledger import until
 from tests.proxy import Fault, Hang, Request, proxy
 from tests.servers import SQSServer, moto, unique, use
+from tests.waiting import until
 
 URL = "sqs://eu-west-1/?lease=5&wait=1"
 

@@ -28,8 +28,9 @@ from cloudq.runner import Runner
 from cloudq.settle import Verdict, settle
 from cloudq.signature import Canvas
 from tests.acceptance import processes
-from tests.acceptance.ledger import Ledger, until
+from tests.acceptance.ledger import Ledger
 from tests.servers import SQSServer, unique
+from tests.waiting import until
 
 CHORDS: Final = 1_000
 MEMBERS: Final = 10

@@ -14,8 +14,9 @@ import pytest
 from cloudq import CloudQ, Signature, states
 from cloudq.message import derived_id
 from tests.acceptance import processes
-from tests.acceptance.ledger import Ledger, until
+from tests.acceptance.ledger import Ledger
 from tests.servers import SQSServer, unique, use
+from tests.waiting import until
 
 # One server that is none of ours: these tests are about cloudq's hosts, and long.
 pytestmark = pytest.mark.parametrize("sqs_server", ["moto"], indirect=True)

@@ -13,10 +13,11 @@ import pytest
 
 from cloudq import CloudQ, states
 from tests.acceptance import processes
-from tests.acceptance.ledger import Ledger, until
+from tests.acceptance.ledger import Ledger
 from tests.acceptance.test_kill import APP, AT_ONCE, CALLS, LEASE, STEPS, Aftermath, Scenario, _call, _live_and_die
 from tests.gcp_servers import PROJECT, PubSubServer, lead
 from tests.servers import unique
+from tests.waiting import until
 
 CASES = [(step, kind) for kind in ("link", "retry", "dead") for step in STEPS]  # all but a mere result
 

@@ -8,8 +8,9 @@ import pytest
 
 from cloudq import CloudQ
 from tests.acceptance import processes
-from tests.acceptance.ledger import Ledger, until
+from tests.acceptance.ledger import Ledger
 from tests.servers import SQSServer, unique
+from tests.waiting import until
 
 # One server that is none of ours: these tests are about cloudq's hosts, and long.
 pytestmark = pytest.mark.parametrize("sqs_server", ["moto"], indirect=True)

@@ -11,9 +11,10 @@ import pytest
 from cloudq import CloudQ
 from cloudq.errors import TaskFailed
 from tests.acceptance import processes
-from tests.acceptance.ledger import Ledger, until
+from tests.acceptance.ledger import Ledger
 from tests.gcp_servers import PROJECT, PubSubServer
 from tests.servers import unique
+from tests.waiting import until
 
 LEASE = 10
 """Seconds: the shortest ack deadline that a subscription can have."""

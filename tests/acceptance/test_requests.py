@@ -16,9 +16,10 @@ import pytest
 import cloudq_aws.server
 from cloudq import CloudQ
 from tests.acceptance import processes
-from tests.acceptance.ledger import Ledger, until
+from tests.acceptance.ledger import Ledger
 from tests.proxy import Proxy, Request, proxy
 from tests.servers import SQSServer, unique, use
+from tests.waiting import until
 
 CALLS = 2000
 THREADS = 8

@@ -18,10 +18,11 @@ from cloudq.errors import ConfigError
 from cloudq.worker import StopReason, Worker, WorkerOptions
 from cloudq.worker import poller as polling
 from tests.acceptance import processes
-from tests.acceptance.ledger import Ledger, until
+from tests.acceptance.ledger import Ledger
 from tests.acceptance.processes import WorkerProcess
 from tests.proxy import Cut, Fault, Hang, Proxy, Request, first, proxy
 from tests.servers import SQSServer, unique, use
+from tests.waiting import until
 
 # One server that is none of ours: these tests are about cloudq's hosts, and long.
 pytestmark = pytest.mark.parametrize("sqs_server", ["moto"], indirect=True)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from cloudq_templates import render
 from tests.infra import tools
 from tests.infra.apps import APPS, plan
 from tests.servers import free_port, running
+from tests.waiting import until
 
 
 @pytest.mark.parametrize("name", APPS)
@@ -92,13 +93,6 @@ def started(folder: Path, service: dict[str, Any]) -> Iterator[subprocess.Popen[
         process.wait()
 
 
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
-
 def test_its_services_run_tasks_fire_schedules_and_end_what_runs_at_sigterm(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(TASKS, "utf-8")
     made = services(tmp_path, port := free_port())
@@ -107,11 +101,11 @@ def test_its_services_run_tasks_fire_schedules_and_end_what_runs_at_sigterm(tmp_
     with ExitStack() as stack:
         stack.enter_context(running(command, ready=f"http://127.0.0.1:{port}/_cloudq/health", log=tmp_path / "queues.log"))
         up = [stack.enter_context(started(tmp_path, made[name])) for name in ("shop-dev-default", "schedules")]
-        eventually((tmp_path / "ticked").exists, "no schedule was fired")
+        until((tmp_path / "ticked").exists, "a fire of the schedule")
         call = [sys.executable, "-m", "cloudq.cli", "call", "slow", "2", "--wait"]
         calling = subprocess.Popen(call, cwd=tmp_path, env=environment(worker), stdout=subprocess.PIPE)
         stack.callback(calling.kill)
-        eventually((tmp_path / "began").exists, "the task did not begin")
+        until((tmp_path / "began").exists, "the beginning of the task")
         subprocess.run(["sh", "-c", HEALTHY.replace(HEALTH, str(tmp_path / "alive"))], check=True)
         for process in up:
             process.send_signal(signal.SIGTERM)

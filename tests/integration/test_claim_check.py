@@ -18,10 +18,10 @@ from cloudq.errors import EntryTooLarge, MessageTooLarge, SendError
 from cloudq.letters import Match
 from cloudq.worker import Worker, WorkerOptions
 from cloudq_aws.handler import lambda_handler
-from tests.acceptance.ledger import until
 from tests.event_source import event
 from tests.proxy import proxy
 from tests.servers import AWS_ENV, REGION, SQSServer, aws_client, free_port, moto, unique, use
+from tests.waiting import until
 
 BIG = "x" * 1_200_000
 """More than SQS takes."""

@@ -18,10 +18,10 @@ from cloudq.errors import ConfigError, EntryTooLarge, MessageTooLarge, SendError
 from cloudq.letters import Match
 from cloudq.worker import Worker, WorkerOptions
 from cloudq_gcp.pubsub import adapter
-from tests.acceptance.ledger import until
 from tests.gcp_servers import PROJECT, PubSubServer, StorageServer
 from tests.google_api import google_api
 from tests.servers import free_port, unique
+from tests.waiting import until
 
 BIG = "x" * 200_000
 """More than what the apps of most tests leave to Pub/Sub."""

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from cloudq.cli.app import cli
 from tests.servers import SQSServer, free_port, moto, unique
+from tests.waiting import until
 
 TASKS = """
 import os, pathlib, time
@@ -151,13 +152,6 @@ def shop(local: Shop, sqs: SQSServer, monkeypatch: pytest.MonkeyPatch) -> Shop:
     return local
 
 
-def eventually(true: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
-
 # ---------------------------------------------------------------------- call, result
 
 
@@ -207,7 +201,7 @@ def test_a_wrong_call_sends_nothing_and_ends_with_2(shop: Shop, sqs: SQSServer) 
 def test_sigterm_lets_what_runs_finish(shop: Shop) -> None:
     worker = shop.start("worker")
     id = shop.run("call", "tasks.slow", "1.5").strip()
-    eventually((shop.folder / "begun").exists, "the task never began")
+    until((shop.folder / "begun").exists, "the beginning of the task")
     assert worker.end() == 0
     assert shop.run("result", id, "--json")["value"] == "slept"
     assert "ended (asked) after 1 messages" in worker.said
@@ -216,7 +210,7 @@ def test_sigterm_lets_what_runs_finish(shop: Shop) -> None:
 def test_a_second_signal_ends_at_once_and_loses_nothing(shop: Shop, sqs: SQSServer) -> None:
     worker = shop.start("worker")
     shop.run("call", "tasks.slow", "20")
-    eventually((shop.folder / "begun").exists, "the task never began")
+    until((shop.folder / "begun").exists, "the beginning of the task")
     worker.process.send_signal(signal.SIGINT)
     worker.until("stopping")
     assert worker.end() == 128 + signal.SIGTERM
@@ -260,7 +254,7 @@ def test_a_change_of_the_source_starts_the_worker_anew(shop: Shop) -> None:
 
 def test_a_health_file_shows_that_a_worker_is_well(shop: Shop) -> None:
     worker = shop.start("worker", "--health-file", "alive")
-    eventually((shop.folder / "alive").exists, "the health file was never touched")
+    until((shop.folder / "alive").exists, "a touch of the health file")
     assert worker.end() == 0
 
 

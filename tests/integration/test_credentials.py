@@ -21,8 +21,8 @@ from cloudq_aws.dynamodb import DynamoDBStore
 from cloudq_aws.errors import mapped
 from cloudq_aws.server import SQSServer, serve_in_thread
 from cloudq_aws.sqs import SQSBroker
-from tests.acceptance.ledger import until
 from tests.servers import AWS_ENV, REGION, DynamoDBServer, free_port, unique, use
+from tests.waiting import until
 
 
 class Metadata(ThreadingHTTPServer):

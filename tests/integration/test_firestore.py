@@ -26,10 +26,10 @@ from cloudq.records import Claim
 from cloudq.store import KINDS, MISSING
 from cloudq.worker import Worker, WorkerOptions
 from cloudq_gcp.firestore import FirestoreStore, adapter
-from tests.acceptance.ledger import until
 from tests.gcp_servers import PROJECT, Emulator, StorageServer
 from tests.grpc_proxy import Call, GrpcProxy, Hang, Refuse, first, grpc_proxy
 from tests.servers import free_port, unique
+from tests.waiting import until
 
 T = TypeVar("T")
 

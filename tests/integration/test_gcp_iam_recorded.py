@@ -25,7 +25,6 @@ from cloudq.deploy.plan import Plan, plan_of
 from cloudq.deploy.settings import parse
 from cloudq.errors import BrokerError
 from cloudq.worker import Worker, WorkerOptions
-from tests.acceptance.ledger import until
 from tests.gcp_servers import PROJECT, Emulator, PubSubServer, lead
 from tests.google_api import GoogleAPI, google_api
 from tests.grpc_proxy import Call, Refuse, grpc_proxy
@@ -33,6 +32,7 @@ from tests.integration import recorded_tasks as tasks
 from tests.integration.recorded_tasks import HOURS, QUEUES, TEXT, call, to
 from tests.integration.recording import fresh, run, use_store_and_timer
 from tests.servers import unique
+from tests.waiting import until
 
 REGION: Final = "europe-west1"
 SETTINGS: Final[dict[str, Any]] = {

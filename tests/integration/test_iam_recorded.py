@@ -22,7 +22,6 @@ from cloudq.deploy.plan import Plan, plan_of
 from cloudq.deploy.settings import parse
 from cloudq.errors import BrokerError
 from cloudq.worker import Worker, WorkerOptions
-from tests.acceptance.ledger import until
 from tests.event_source import EventSource
 from tests.iam import ACCOUNT, Call, Gateway, Policy, allows, arn, gateway, grants, without
 from tests.integration import recorded_tasks as tasks
@@ -31,6 +30,7 @@ from tests.integration.recording import APP, fresh, run, use_store_and_timer
 from tests.runtime_api import function
 from tests.schedule_firing import Firing
 from tests.servers import AWS_ENV, REGION, aws_client, missing, moto, use
+from tests.waiting import until
 
 KEY = arn("kms", "key/11111111-2222-3333-4444-555555555555")
 PLACE = Place(region=REGION, account=ACCOUNT, kms_key=KEY)

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.ledger import Ledger, until
+from tests.acceptance.ledger import Ledger
 from tests.event_source import EventSource, failed_ids, run_several
 from tests.runtime_api import Environment, FunctionError, function
 from tests.servers import REGION, SQSServer, missing, unique
+from tests.waiting import until
 
 VISIBILITY = 8
 """Seconds; longer than the function's time, as Lambda demands."""

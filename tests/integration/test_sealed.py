@@ -20,10 +20,10 @@ from cloudq.letters import Match
 from cloudq.worker import Worker, WorkerOptions
 from cloudq_aws.handler import lambda_handler
 from cloudq_aws.kms import KMSKeys
-from tests.acceptance.ledger import until
 from tests.event_source import event
 from tests.proxy import Answer, first, proxy
 from tests.servers import AWS_ENV, REGION, SQSServer, aws_client, free_port, moto, ours, unique, use
+from tests.waiting import until
 
 OLD, NEW, WRONG = (f"{id}:{base64.b64encode(seed * 32).decode()}" for id, seed in (("old", b"o"), ("new", b"n"), ("new", b"w")))
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,6 +16,7 @@ from cloudq.worker import Worker, WorkerOptions, holding
 from cloudq.worker.flight import Flight
 from cloudq.worker.holding import Holding
 from tests.unit.pacing import PacedClock
+from tests.waiting import until
 
 LIMITS = Limits(
     batch=10,
@@ -40,13 +40,6 @@ def app() -> Iterator[CloudQ]:
     clock.go_with(app)
     yield app
     app.close()
-
-
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.005)
 
 
 def working(app: CloudQ, **options: int) -> Worker:

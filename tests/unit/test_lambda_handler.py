@@ -22,10 +22,10 @@ from cloudq.middleware import Middleware
 from cloudq_aws.function import batch, execution, limits
 from cloudq_aws.handler import lambda_handler
 from cloudq_aws.server import SQSServer, serve_in_thread
-from tests.acceptance.ledger import until
 from tests.event_source import event, failed_ids
 from tests.runtime_api import ARN
 from tests.servers import AWS_ENV, REGION, aws_client, unique, use
+from tests.waiting import until
 
 EVENTS = Path(__file__).parents[1] / "events"
 

@@ -20,6 +20,7 @@ from cloudq.memory.broker import DEFAULT
 from cloudq.parcels import Answer, Parcel
 from cloudq.timed import AT_ONCE, Timed
 from cloudq.timer import Schedule, Timer, TimerLimits
+from tests.waiting import until
 
 HOUR = 3_600.0
 
@@ -96,13 +97,6 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., CloudQ]]:
 
 def later(app: CloudQ, n: int = 0) -> Any:
     return app["take"].options(delay=HOUR).delay(n)
-
-
-def until(holds: Callable[[], bool]) -> None:
-    began = time.monotonic()
-    while not holds():
-        assert time.monotonic() - began < 30
-        time.sleep(0.002)
 
 
 def throttled(times: int) -> Callable[[int, str], None]:
