@@ -9,7 +9,7 @@ from typing import Any, cast
 from cloudq.app import CloudQ
 from cloudq.broker import Delivery
 from cloudq.calls import queue_of
-from cloudq.errors import ConfigError, LeaseLost, StoreError, TaskFailed
+from cloudq.errors import CloudQError, ConfigError, TaskFailed
 from cloudq.message import VERSION, new_id
 from cloudq.outcome import Again, Dead, Done, Dropped, Failure, Later, Outcome
 from cloudq.runner import Job
@@ -110,7 +110,7 @@ class Handler:
         value = _value(outcome)
         if value is None:  # the invoker decides what becomes of it: no dead letter, and no result that would refuse its next try
             if job.claim is not None:
-                with suppress(StoreError, LeaseLost, TimeoutError):
+                with suppress(CloudQError, TimeoutError):
                     self.app.io.run(job.claim.release(), timeout=5.0)
         elif not is_settled(job, outcome):
             self.app.io.run(settle(self.app, job, outcome))

@@ -176,9 +176,11 @@ class Seat:
     key: str
     id: str
     version: str
+    until: float
 
     async def renew(self, until: float) -> None:
         """Keep it until ``until``, Unix time in seconds; one that was lost meanwhile is not had back. Raises StoreError."""
+        self.until = until
         try:
             self.version = await self.store.put(KIND, self.key, {"task": self.id, "until": until}, expect=self.version, ttl=SEAT_KEPT)
         except Conflict:
@@ -188,8 +190,12 @@ class Seat:
         """Let another have it. Never raises: else it is free once its time is over."""
         try:
             await self.store.put(KIND, self.key, {"task": self.id, "until": 0.0}, expect=self.version, ttl=SEAT_KEPT)
-        except Conflict:
-            return  # another has it by now, or the task's next attempt, which was faster
+        except Conflict as conflict:
+            found = conflict.current
+            if found is not None and found.value == {"task": self.id, "until": self.until}:
+                self.version = found.version  # of our own renewal, which was cut short
+                await self.leave()
+            # else another has it by now, or the task's next attempt, which was faster
         except StoreError as error:
             logger.warning("a seat of task %s could not be left, it is free when its lease ends: %s", self.id, error)
 
@@ -208,7 +214,7 @@ async def sit(store: Store, place: str, count: int, id: str, *, now: float, unti
             version = await store.put(KIND, key, {"task": id, "until": until}, expect=expect, ttl=SEAT_KEPT)
         except Conflict:
             continue
-        return Seat(store, key, id, version)
+        return Seat(store, key, id, version, until)
     return None
 
 

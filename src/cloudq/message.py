@@ -113,7 +113,7 @@ class Message:
 
     @property
     def crashes(self) -> int:
-        """How often a process running this message died; survives re-sending, unlike the broker's receive count."""
+        """How often a process running this message died, one run after another; survives re-sending, unlike the broker's receive count."""
         value: int = self.fields.get("crashes", 0)
         return value
 
@@ -258,7 +258,7 @@ class Message:
         """What a retry sends."""
         return self.copy(
             attempt=self.attempt + 1,
-            crashes=self.crashes + 1 if crashed else self.fields.get("crashes"),
+            crashes=self.crashes + 1 if crashed else None,
             deferrals=None,
             eta=None,
             turn=None,

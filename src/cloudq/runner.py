@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import json
 import logging
 import os
@@ -99,6 +100,8 @@ class Job:
     """Its host ends the run, because it was revoked: no end but a result counts."""
     given: Sequence[Any] = ()
     """What goes before the message's own arguments: the list of its chord's results, as JSON values."""
+    passed: bool = False
+    """Its settling has done the step that may be done once only (another attempt sent or noted, a dead letter); the next try goes on."""
     made_request: Request | None = None
     """``request``, where somebody has asked for it."""
 
@@ -574,9 +577,8 @@ class Runner:
         message, task = job.message, job.task
         assert message is not None and task is not None
         for each in cast("list[object]", value) if message.each else (value,):
-            if hasattr(each, "__await__"):  # nothing of it has run
-                if hasattr(each, "close"):
-                    cast("Any", each).close()
+            if inspect.iscoroutine(each):  # nothing of it has run
+                each.close()
                 return Dead(f"it returned a {type(each).__name__}, which nobody awaits: declare it with async def", None, states.FAILURE)
         wanted = (job.claim is not None or job.recorded) and not (message.ignore_result or task.settings.ignore_result)
         if not wanted and not message.has_follow_ups and task.key is None:

@@ -29,8 +29,6 @@ task_logger = logging.getLogger("cloudq.task")
 
 MOST_PAUSE: Final = 5.0
 """Seconds between two tries at most."""
-
-
 MARGIN: Final = 10.0
 """Seconds of the longest lease that are left where an ordered message is kept away by it: clocks differ, and requests take time."""
 
@@ -159,13 +157,17 @@ async def _again(app: CloudQ, job: Job, outcome: Again) -> Verdict:
     """The next attempt before the note of it: a redelivery of this attempt runs it again at worst."""
     assert job.message is not None
     if job.ordered:  # sending again would let later messages of the group overtake
-        if job.claim is not None:
+        if job.claim is not None and not job.passed:
             crashes = job.claim.crashes + 1 if outcome.crashed else 0
             await job.claim.retry(outcome.error, app.clock.time() + outcome.delay, crashes=crashes)
+            job.passed = True
         return await _hold(app, job, outcome.delay)
-    await _send(app, job, job.message.next_attempt(crashed=outcome.crashed), outcome.delay)
+    if not job.passed:
+        await _send(app, job, job.message.next_attempt(crashed=outcome.crashed), outcome.delay)
+        job.passed = True
     if job.claim is not None:  # the message tells of this crash
-        await job.claim.retry(outcome.error, app.clock.time() + outcome.delay, crashes=job.claim.crashes if outcome.crashed else 0)
+        with suppress(LeaseLost):  # the next attempt has begun already
+            await job.claim.retry(outcome.error, app.clock.time() + outcome.delay, crashes=job.claim.crashes if outcome.crashed else 0)
     return Verdict.ACK
 
 
@@ -198,12 +200,15 @@ async def _dead(app: CloudQ, job: Job, outcome: Dead) -> Verdict:
 
 
 async def _bury(app: CloudQ, job: Job, reason: str, error: Failure | None) -> None:
-    """Send the dead letter."""
+    """Send the dead letter, once."""
+    if job.passed:
+        return
     queue = job.delivery.queue
     note: dict[str, Any] = {"reason": reason, "queue": queue, "at": round(app.clock.time(), 3), "receives": job.delivery.receives}
     if error is not None:
         note["error"] = error.as_json()
     await _send_body(app, job, app.dead_letter_queue(queue), _letter(job, note), note)
+    job.passed = True
 
 
 async def _dropped(app: CloudQ, job: Job, outcome: Dropped) -> Verdict:

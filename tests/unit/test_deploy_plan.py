@@ -116,8 +116,9 @@ def test_without_a_store_what_is_behind_a_message_that_fails_is_not_delivered_wi
 
 def test_an_event_source_asks_for_no_more_than_its_function_has_reserved() -> None:
     tables: list[dict[str, Any]] = [{"reserved_concurrency": 9}, {"reserved_concurrency": 9, "max_concurrency": 5}]
+    tables += [{"reserved_concurrency": 5_000}, {"reserved_concurrency": 1}]  # an event source takes 2 to 1,000
     plans = [planned(shop(), {"queues": {"emails": table}}) for table in tables]
-    assert [each.max_concurrency for plan in plans for each in plan.functions if each.queue == "emails"] == [9, 5]
+    assert [each.max_concurrency for plan in plans for each in plan.functions if each.queue == "emails"] == [9, 5, 1_000, 2]
 
 
 def test_the_default_queue_is_there_only_where_something_goes_there() -> None:

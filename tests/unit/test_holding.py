@@ -14,6 +14,7 @@ from cloudq.outcome import Later
 from cloudq.runner import Job
 from cloudq.worker import Worker, WorkerOptions, holding
 from cloudq.worker.flight import Flight
+from cloudq.worker.groups import Groups
 from cloudq.worker.holding import Holding
 from tests.unit.pacing import PacedClock
 from tests.waiting import until
@@ -206,3 +207,41 @@ def test_an_ordered_message_that_waits_for_a_deploy_is_held_and_keeps_its_attemp
     new.close()
     assert [number for number, _ in ran] == [0, 1, 2]
     assert max(receives for _, receives in ran) <= 3
+
+
+def test_what_waits_behind_a_held_one_is_let_go_of_once() -> None:
+    head, second, third, other = (Flight(Job(Delivery(queue="q", body="", receipt=None, group=group))) for group in "ggga")
+    groups = Groups()
+    assert [groups.enter(each) for each in (head, second, third, other)] == [True, False, False, True]
+    assert groups.clear(head) == [second, third]
+    assert groups.clear(head) == []
+    assert groups.leave(head, skip_rest=True) == []
+    assert groups.enter(second), "the group is free"
+    assert groups.clear(head) == [], "it has left"
+    assert not groups.enter(third)
+
+
+def test_a_held_one_that_is_due_at_once_gives_back_the_slots_behind_it_once(app: CloudQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+
+    @app.task(name="t")
+    def note(number: int) -> None:
+        ran.append(number)
+
+    for number in range(4):
+        note.options(ordering_key="k").delay(number)
+    go, early = Worker._go, [True]
+
+    def holds_the_first(self: Worker, flight: Flight) -> None:
+        if early:
+            early.clear()
+            self._conclude(flight, Later(0.0, "not due by a hair"))
+        else:
+            go(self, flight)
+
+    monkeypatch.setattr(Worker, "_go", holds_the_first)
+    worker = working(app, concurrency=5)
+    until(lambda: ran == [0, 1, 2, 3])
+    worker.stop(hurry=True)
+    worker.join(30)
+    assert worker._slots.free == worker._slots.total

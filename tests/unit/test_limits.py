@@ -220,6 +220,35 @@ def test_seats_are_as_many_as_there_are_and_free_again_when_they_are_left_or_the
     asyncio.run(scenario())
 
 
+def test_a_seat_is_left_though_its_renewal_was_cut_short(
+    make_store: Callable[[ManualClock], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = ManualClock(1_000_000.0)
+    store = make_store(clock)
+
+    async def scenario() -> None:
+        seat = await sit(store, "p", 1, "a", now=clock.time(), until=clock.time() + 30)
+        assert seat is not None
+        put = store.put
+
+        async def cut_short(*args: Any, **kwargs: Any) -> str:
+            await put(*args, **kwargs)
+            raise asyncio.CancelledError  # written, and nobody heard of it
+
+        monkeypatch.setattr(store, "put", cut_short)
+        with pytest.raises(asyncio.CancelledError):
+            await seat.renew(clock.time() + 60)
+        monkeypatch.undo()
+        await seat.leave()
+        other = await sit(store, "p", 1, "b", now=clock.time(), until=clock.time() + 30)
+        assert other is not None
+        await seat.leave()
+        assert await sit(store, "p", 1, "c", now=clock.time(), until=clock.time() + 30) is None, "what another has is not left"
+        await store.close()
+
+    asyncio.run(scenario())
+
+
 # ---------------------------------------------------------------------- through the runner
 
 

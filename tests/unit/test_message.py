@@ -47,6 +47,13 @@ def test_attempts_never_fall_and_a_redrive_gives_a_fresh_budget() -> None:
     assert again.next_attempt().retries == 1
 
 
+def test_only_crashes_one_after_another_are_counted() -> None:
+    crashed = decode(CALL).next_attempt(crashed=True).next_attempt(crashed=True)
+    assert crashed.crashes == 2
+    assert crashed.copy(deferrals=1).crashes == 2
+    assert crashed.next_attempt().crashes == 0
+
+
 def test_the_deduplication_id_tells_attempts_and_deferrals_apart() -> None:
     message = decode(dict(CALL))
     ids = [message.dedup_id(), message.next_attempt().dedup_id(), message.copy(deferrals=1).dedup_id()]

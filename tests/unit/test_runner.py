@@ -202,6 +202,17 @@ def test_a_coroutine_that_nobody_awaits_is_no_result() -> None:
     assert outcome.state == states.FAILURE
 
 
+def test_what_could_be_awaited_and_nobody_wants_is_no_fault() -> None:
+    class Handle:
+        def __await__(self) -> Any:
+            raise AssertionError("nobody awaits it")
+
+    world = World()
+    made = iter([Handle(), (each for each in "ab")])
+    world.task(lambda: next(made))
+    assert [world.run(), world.run()] == [Done(), Done()]
+
+
 def test_a_store_that_stays_away_is_asked_more_and_more_rarely() -> None:
     class Down(MemoryStore):
         async def put(self, *args: Any, **kwargs: Any) -> str:

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 
 from cloudq import CloudQ, Ignore, Reject, Retry, records, states
+from cloudq import settle as module
 from cloudq.broker import Delivery, LeaseLost, Outgoing, SendError, SettleError
 from cloudq.clock import ManualClock
-from cloudq.errors import BrokerUnavailable
+from cloudq.errors import BrokerUnavailable, StoreUnavailable
 from cloudq.io import drive
 from cloudq.memory import MemoryBroker, MemoryStore
 from cloudq.outcome import Again, Done, Later
 from cloudq.runner import Job, Runner
-from cloudq.settle import Verdict, settle
+from cloudq.settle import Verdict, settle, settle_repeatedly
 
 
 class Crash(BaseException):
@@ -265,6 +266,79 @@ def test_a_duplicate_of_finished_work_sends_the_same_follow_ups_again() -> None:
     assert len(sent) == 2
     assert len({json.loads(each.body)["id"] for each in sent}) == 1
     assert world.runs["t"] == 1
+
+
+@pytest.mark.parametrize(("scenario", "queue"), [(_retry_then_succeed, "q"), (_fail, "q-dlq")], ids=["again", "dead"])
+def test_while_the_store_is_away_nothing_is_sent_twice(
+    scenario: Callable[[World], str], queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_PAUSE", 0.001)
+    world = World()
+    id = scenario(world)
+    taken = world.take()
+    assert taken is not None
+    job, runner = taken
+    drive(runner.claim(job))
+    outcome = runner.run_isolated(job)
+    put, away = world.store.put, [3]
+
+    async def fails(*args: Any, **kwargs: Any) -> str:
+        if away[0]:
+            away[0] -= 1
+            raise StoreUnavailable("it is away")
+        return await put(*args, **kwargs)
+
+    monkeypatch.setattr(world.store, "put", fails)
+    world.steps.taken.clear()
+    assert asyncio.run(settle_repeatedly(world.app, job, outcome, tries=5)) is Verdict.ACK
+    assert world.steps.taken.count(f"send {queue}") == 1
+    assert world.state(id) in (states.RETRY, states.FAILURE)
+
+
+def test_an_ordered_message_whose_lease_cannot_be_set_just_now_loses_one_attempt_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_PAUSE", 0.001)
+    world = World()
+
+    @world.app.task(name="t", retry=Retry(max_retries=3, delay=5, jitter=False))
+    def t() -> None:
+        raise ValueError("once")
+
+    t.options(task_id="id", ordering_key="k").delay()
+    taken = world.take()
+    assert taken is not None
+    job, runner = taken
+    drive(runner.claim(job))
+    outcome = runner.run_isolated(job)
+    extend, away = world.broker.extend, [3]
+
+    async def fails(deliveries: Sequence[Delivery], seconds: float) -> Sequence[SettleError | None]:
+        if away[0]:
+            away[0] -= 1
+            raise BrokerUnavailable("it is away")
+        return await extend(deliveries, seconds)
+
+    monkeypatch.setattr(world.broker, "extend", fails)
+    assert asyncio.run(settle_repeatedly(world.app, job, outcome, tries=5)) is Verdict.KEEP
+    found = drive(world.store.get(records.KIND, "id"))
+    assert found is not None
+    assert found.value["attempt"] == 1
+
+
+def test_a_next_attempt_that_began_before_the_note_of_it_costs_no_further_delivery() -> None:
+    world = World()
+    _retry_then_succeed(world)
+    taken = world.take()
+    assert taken is not None
+    job, runner = taken
+    drive(runner.claim(job))
+    assert job.message is not None
+    second = Runner(world.app).admit(
+        Delivery(queue="q", body=job.message.next_attempt().encode(), receipt=None, lease_until=world.clock.time() + 30)
+    )
+    drive(runner.claim(second))
+    assert second.claim is not None
+    assert asyncio.run(settle(world.app, job, runner.run_isolated(job))) is Verdict.ACK
+    assert world.state("id") == states.STARTED
 
 
 def test_what_lost_its_claim_is_discarded_and_its_delivery_is_kept() -> None:

@@ -26,6 +26,7 @@ from cloudq.worker import StopReason, Worker, WorkerOptions
 from cloudq.worker import worker as module
 from cloudq.worker.firing import fire
 from cloudq.worker.flight import Flight
+from cloudq.worker.leases import Leases
 from cloudq.worker.processes import ProcessExecutor
 from tests.unit.pacing import PacedClock
 
@@ -319,6 +320,39 @@ def test_a_renewal_that_hangs_keeps_no_lease_from_its_heartbeat(make: Callable[.
     go.set()
     worker.stop()
     worker.join(60)
+
+
+def test_a_claim_is_not_renewed_once_its_delivery_was_given_back(make: Callable[..., CloudQ]) -> None:
+    broker, store = Broker(), Store()
+    app = make(broker, store)
+
+    @app.task
+    def note() -> None: ...
+
+    note.options(task_id="id").delay()
+    job, runner = _job(app), Runner(app)
+    flights: set[Flight] = {(flight := Flight(job))}
+    leases = Leases(app, runner, flights, begin=asyncio.ensure_future, revoked=lambda flight: None)
+
+    async def given_back_meanwhile() -> None:
+        await runner.claim(job)
+        extend = broker.extend
+
+        async def slow(deliveries: Sequence[Delivery], seconds: float) -> Sequence[SettleError | None]:
+            answers = await extend(deliveries, seconds)
+            flights.clear()
+            await leases.release(flight)
+            return answers
+
+        broker.extend = slow  # type: ignore[method-assign]
+        await leases._extend([flight], 30.0)
+        if flight.renewal is not None:
+            await flight.renewal
+        found = await store.get(records.KIND, "id")
+        assert found is not None
+        assert (found.value["state"], found.value["until"]) == (states.QUEUED, 0.0)
+
+    app.io.run(given_back_meanwhile(), timeout=60)
 
 
 def test_that_a_claim_has_ended_with_its_task_is_no_loss(make: Callable[..., CloudQ], caplog: pytest.LogCaptureFixture) -> None:

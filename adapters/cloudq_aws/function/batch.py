@@ -378,7 +378,7 @@ class Batch:
             self._request(some, partial(self._app.broker.extend, seconds=delay), "delaying")
 
     def _send_anew(self, record: _Record, why: str) -> None:
-        """The queue counts a new message's deliveries from 1. Without a store it takes along the strikes that it has, but for the last."""
+        """The queue counts a new message's deliveries from 1. Without a store it takes its strikes along, up to two below the cap."""
         changes = {} if self._app.store is not None else {"crashes": min(record.strikes, max(self._app.conf.crash_cap - 2, 0))}
         self._conclude(record, Later(0.0, why, changes), ran=False)
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any, Final, cast
 
 from cloudq.app import CloudQ
-from cloudq.errors import LeaseLost, StoreError, TimeLimitExceeded
+from cloudq.errors import CloudQError, TimeLimitExceeded
 from cloudq.outcome import Outcome
 from cloudq.runner import Interrupted, Job, Runner
 from cloudq_aws.function.limits import Alarm, TimeLeft, alarms
@@ -105,7 +105,7 @@ class Execution:
         def report(state: str, meta: Any) -> None:
             try:
                 self.app.io.run(claim.report(state, meta), timeout=5.0)
-            except (StoreError, LeaseLost, TimeoutError) as error:
+            except (CloudQError, TimeoutError) as error:
                 logger.warning("%s: its progress could not be recorded: %s", job.label, error)
 
         job.request.report = report

@@ -508,6 +508,10 @@ def _function(settings: Settings, queue: QueuePlan, tasks: Sequence[TaskPlan], p
     own = settings.queue(queue.name)
     room = max(ROOM, provider.task_margin)
     needed = min(max(LEAST_TIMEOUT, math.ceil(_longest(queue.name, tasks)) + room), provider.function_timeout[1])
+    most = own.max_concurrency
+    if most is None and own.reserved_concurrency is not None and provider.name == "aws":
+        lowest, highest = provider.max_concurrency
+        most = min(max(own.reserved_concurrency, lowest), highest)  # what an event source asks for beyond what is reserved is throttled
     return FunctionPlan(
         name=host_name(queue.resource),
         queue=queue.name,
@@ -516,8 +520,7 @@ def _function(settings: Settings, queue: QueuePlan, tasks: Sequence[TaskPlan], p
         concurrency=own.concurrency or (1 if provider.name == "aws" else 10),
         batch_size=own.batch_size or (1 if queue.fifo and not stored else 10),
         batch_window=math.ceil(own.batch_window),
-        # what an event source asks for beyond what is reserved is throttled
-        max_concurrency=own.max_concurrency or (own.reserved_concurrency if provider.name == "aws" else None),
+        max_concurrency=most,
         reserved_concurrency=own.reserved_concurrency,
     )
 

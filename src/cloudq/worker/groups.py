@@ -20,9 +20,14 @@ class Groups:
         line.append(flight)
         return len(line) == 1
 
-    def behind(self, flight: Flight) -> list[Flight]:
-        """Those that wait behind the one under way."""
-        return [each for each in self._lines.get(_key(flight), ()) if each is not flight]
+    def clear(self, flight: Flight) -> list[Flight]:
+        """Let go of those that wait behind the one under way, and return them: they are to be given back."""
+        line = self._lines.get(_key(flight))
+        if line is None or line[0] is not flight:
+            return []
+        line.popleft()
+        self._lines[_key(flight)] = deque([flight])
+        return list(line)
 
     def leave(self, flight: Flight, *, skip_rest: bool) -> list[Flight]:
         """The group's delivery under way is gone; returns the one to go next, or with ``skip_rest`` all that wait, to be given back."""

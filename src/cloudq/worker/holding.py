@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cloudq.worker.flight import Flight
 
 HELD: Final = 1_000
-"""Deliveries held at once at most, of all queues: one heartbeat request, and some megabytes."""
+"""Deliveries held at once at most, of all queues: some megabytes, and a heartbeat of one request on Pub/Sub and a hundred on SQS."""
 ORDERED: Final = 60.0
 """Seconds that an ordered message is held at once at most; for longer its own lease keeps it away, which costs one request."""
 RETRY: Final = 0.02

@@ -66,7 +66,7 @@ class Leases:
                 if flight in self._flights and not flight.concluded:
                     logger.error("%s: its lease was lost while it ran; it may be running elsewhere too", flight.job.label)
                 flight.lost = True
-            elif flight.job.claim is not None and flight.renewal is None and not flight.concluded:
+            elif flight in self._flights and flight.job.claim is not None and flight.renewal is None and not flight.concluded:
                 flight.renewal = self._begin(self.renew(flight))
 
     async def renew(self, flight: Flight) -> None:

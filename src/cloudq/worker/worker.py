@@ -561,7 +561,7 @@ class Worker:
 
     def _clear_behind(self, flight: Flight) -> None:
         """What waits behind a held one of its group has slots, and goes back."""
-        if behind := self._groups.behind(flight):
+        if behind := self._groups.clear(flight):
             self._spawn(self._give_back(behind))
 
     def _resume(self, flight: Flight) -> None:
