@@ -38,7 +38,7 @@ class BotoClient:
 
     def _begin(self) -> None:
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # for the threads alone: they hold it for as long as credentials are looked for
         self._session: Any = None
         self._sdks: dict[float, Any] = {}
         self._pool: ThreadPoolExecutor | None = None
@@ -58,8 +58,7 @@ class BotoClient:
 
     async def close(self) -> None:
         """Close the connections; requests under way end by themselves."""
-        with self._lock:
-            sdks, pool, self._sdks, self._pool, self._session = self._sdks, self._pool, {}, None, None
+        sdks, pool, self._sdks, self._pool, self._session = self._sdks, self._pool, {}, None, None
         if pool is not None:
             pool.shutdown(wait=False)
         for sdk in sdks.values():
@@ -73,8 +72,7 @@ class BotoClient:
     async def _in_thread(self, perform: Callable[..., Any], *arguments: object) -> Any:
         if self._pid != os.getpid():  # a forked child: the connections are the parent's, and its threads are not here
             self._begin()
-        with self._lock:
-            pool = self._pool = self._pool or ThreadPoolExecutor(_THREADS, f"cloudq-{self._service}")
+        pool = self._pool = self._pool or ThreadPoolExecutor(_THREADS, f"cloudq-{self._service}")
         return await asyncio.get_running_loop().run_in_executor(pool, perform, *arguments)
 
     def _perform(self, action: str, polling: bool, parameters: dict[str, Any]) -> dict[str, Any]:

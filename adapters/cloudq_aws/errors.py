@@ -138,15 +138,16 @@ def _translate(error: Exception, service: Service, action: str, tried: str) -> C
         return service.unavailable(f"{tried}: AWS did not answer in time; the request may or may not have been carried out")
     sdk: Any = import_module("botocore.exceptions")  # by name: the SDK ships no types, and nothing loads it before it is used
     if isinstance(error, sdk.ClientError):
-        if getattr(error, "operation_name", action) in _ROLE_REQUESTS:
+        response = getattr(error, "response", {})
+        if getattr(error, "operation_name", action) in _ROLE_REQUESTS and not _passes(response):
             return _no_credentials(error, service, tried)
-        return _answered(getattr(error, "response", {}), service, action, tried)
+        return _answered(response, service, action, tried)
     if isinstance(error, (sdk.HTTPClientError, sdk.ConnectionError, sdk.IncompleteReadError, OSError)):
         return service.unavailable(f"{tried}: AWS could not be reached ({error}); check the network, the region and AWS_ENDPOINT_URL")
     if isinstance(error, sdk.NoRegionError):
         return ConfigError(f"no AWS region: write it in the URL ({service.url}), or set AWS_DEFAULT_REGION")
     absent = (sdk.NoCredentialsError, sdk.PartialCredentialsError, sdk.CredentialRetrievalError, sdk.TokenRetrievalError, sdk.SSOError)
-    if isinstance(error, absent):
+    if isinstance(error, absent) or (isinstance(error, RuntimeError) and "still expired" in str(error)):  # what the SDK was given anew
         return _no_credentials(error, service, tried)
     if isinstance(error, (sdk.ProfileNotFound, sdk.ConfigParseError, sdk.ConfigNotFound, sdk.InvalidRegionError, ValueError)):
         return ConfigError(f"the AWS settings of this process are wrong: {error}; check the region, the profile and AWS_ENDPOINT_URL")
@@ -160,6 +161,12 @@ def _no_credentials(error: Exception, service: Service, tried: str) -> CloudQErr
     return ConfigError(f"{text}set AWS_PROFILE, AWS_ACCESS_KEY_ID + AWS_SECRET_ACCESS_KEY, or a role")
 
 
+def _passes(response: Mapping[str, Any]) -> bool:
+    """Whether the same request may be served at another time."""
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return short_code(response.get("Error", {}).get("Code", "")) in THROTTLED or status >= 500 or status == 429
+
+
 def _answered(response: Mapping[str, Any], service: Service, action: str, tried: str) -> CloudQError:
     code = short_code(response.get("Error", {}).get("Code", ""))
     detail = response.get("Error", {}).get("Message", "") or "no reason given"
@@ -167,7 +174,7 @@ def _answered(response: Mapping[str, Any], service: Service, action: str, tried:
     if code in _CREDENTIALS:
         refused = service.unavailable if _credentials_return() else service.error
         return refused(f"{tried}: AWS does not accept the credentials ({code}: {detail}); check them, and this machine's clock")
-    if code in THROTTLED or status >= 500 or status == 429:
+    if _passes(response):
         return service.unavailable(f"{tried}: AWS could not serve it now ({code or status}: {detail}); try again later")
     own = service.refused(Refusal(action, tried, code or str(status), detail, response))
     return own or service.error(f"{tried}: AWS refused it ({code or status}: {detail})")

@@ -131,7 +131,7 @@ def is_waited_for(app: CloudQ, prepared: Prepared) -> bool:
     message = prepared.message
     return (
         message is not None
-        and prepared.outgoing.delay > app.broker.limits.delay
+        and _is_held(app, message, prepared.outgoing.delay)
         and (message.has_follow_ups or bool(message.link_error) or message.flow is not None)
     )
 
@@ -274,10 +274,13 @@ def linked_message(
 
 def held_until(app: CloudQ, message: Message, delay: float) -> Message:
     """The message with its ``eta``, where the broker cannot hold it for ``delay`` seconds: timers are set early, and the runner waits."""
+    return message.copy(eta=round(app.clock.time() + delay, 3)) if _is_held(app, message, delay) else message
+
+
+def _is_held(app: CloudQ, message: Message, delay: float) -> bool:
+    """Whether others than the broker hold it until it is due."""
     limits = app.broker.limits
-    if delay > limits.delay or (delay and message.group is not None and not limits.ordered_delay):
-        return message.copy(eta=round(app.clock.time() + delay, 3))
-    return message
+    return delay > limits.delay or (delay > 0 and message.group is not None and not limits.ordered_delay)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -299,9 +302,13 @@ def _carried(fields: dict[str, Any], options: CallOptions, app: CloudQ) -> None:
     """The options that a message or a linked signature takes along as they are."""
     if headers := options.get("headers"):
         fields["headers"] = dict(headers)
-    for option, key in (("ordering_key", "group"), ("tenant", "tenant"), ("ignore_result", "ignore_result")):
-        if option in options:
-            fields[key] = cast("Mapping[str, Any]", options)[option]
+    for option, key, kind in (("ordering_key", "group", str), ("tenant", "tenant", str), ("ignore_result", "ignore_result", bool)):
+        value: object = options.get(option)
+        if isinstance(value, kind):
+            fields[key] = value
+        elif value is not None:
+            name = fields["task"]
+            raise ArgumentsError(f"task {name!r}: {option}= takes a {kind.__name__}, not {value!r:.100}", task=name)
     for key in ("link", "link_error"):
         if key in options:
             linked = cast("Mapping[str, Any]", options)[key]

@@ -172,7 +172,7 @@ _SEAMS: Final = (
 )
 _DURATIONS: Final = frozenset({"timeout", "result_expires", "send_timeout", "unknown_task_grace"})
 _SWITCH: Final[Check] = (lambda value: isinstance(value, bool), "True or False")
-_TIME: Final[Check] = (lambda value: value > 0, "a time above 0 s")
+_TIME: Final[Check] = (lambda value: value is not None and value > 0, "a time above 0 s")
 _CHECKS: Final[Mapping[str, Check]] = {
     "default_queue": (_is_name, "the name of a queue"),
     "task_routes": (_are_routes, "a mapping from task name or pattern to a queue's name, or a function from name to name"),

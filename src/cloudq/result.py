@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cloudq.store import Store, Value
 
 PART: Final = 100
-"""Members of a group that ``get`` reads at a look."""
+"""Documents that ``get`` reads at a look, of a group with more members."""
 ALL_EVERY: Final = 15.0
 """Seconds between looks of ``get`` at all members of a larger group."""
 
@@ -307,9 +307,10 @@ class GroupResult(AsyncResult[list[R]]):
         return self._merged(await way.store(lambda store: _documents(store, ids)) if ids else {})
 
     async def _glance(self, way: Way) -> Value | None:
-        """The first open members tell it, one after another of a large group's parts; all are read now and then, for failures."""
-        while len(members := self._open(own=False)) > PART and time.monotonic() - self._looked_at < ALL_EVERY:
-            merged = await self._fetch_some(way, part := members[:PART])
+        """The first open members tell it, one after another of a large group's parts, each with the documents of the groups that they are
+        in; all are read now and then, for failures."""
+        while len(ids := self._open()) > PART and time.monotonic() - self._looked_at < ALL_EVERY:
+            merged = await self._fetch_some(way, part := ids[:PART])
             if set(part) & set(self._open(own=False)[:PART]):
                 return merged
         found = await self._fetch(way)

@@ -559,7 +559,7 @@ def _unknown(queue: str, task_id: str, when: str, last: Exception | None) -> Sen
 
 def _call(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *args: Any) -> None:
     """Call it on a loop of somebody else's, unless that has ended."""
-    if not loop.is_closed():
+    with suppress(RuntimeError):  # asked before, it might end in between
         loop.call_soon_threadsafe(call, *args)
 
 

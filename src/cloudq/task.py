@@ -116,8 +116,8 @@ class Settings(NamedTuple):
             hints = [f"{each} is {CELERY[each]} here" for each in unknown if each in CELERY]
             hint = f" ({'; '.join(hints)})" if hints else ""
             raise ConfigError(f"task {name!r} has no option {', '.join(unknown)}{hint}; it takes {', '.join(known)}")
-        if "queue" in options and not (isinstance(cast("object", options["queue"]), str) and options["queue"]):
-            raise ConfigError(f"task {name!r}: queue= takes a queue's name, not {options['queue']!r}")
+        if (queue := cast("object", options.get("queue"))) is not None and not (isinstance(queue, str) and queue):
+            raise ConfigError(f"task {name!r}: queue= takes a queue's name, not {queue!r}")
         if options.get("acks_late", True) is not True:
             raise ConfigError(f"task {name!r}: cloudq always acknowledges after the outcome is durable; take acks_late out")
         if "timeout" in options and "time_limit" in options:
@@ -270,7 +270,7 @@ class Task(Generic[P, R]):
 
         Raises ArgumentsError, MessageTooLarge or DelayError before sending; QueueNotFound, BrokerUnavailable or SendError when the
         broker refuses, or no key to encrypt with can be had; TimerError when a timer, which a long delay goes by, refuses; SendUnknown
-        when no answer comes in time. With ``unique=`` also StoreError, or TimeoutError where the store does not answer.
+        when no answer comes in time. With ``unique=`` also StoreError.
         """
         return self.bound_app.send_call(self, args, kwargs, None)
 

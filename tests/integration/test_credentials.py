@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from botocore.credentials import RefreshableCredentials
 from botocore.exceptions import ClientError
 
 from cloudq import CloudQ
 from cloudq.broker import Outgoing
 from cloudq.errors import BrokerUnavailable, ConfigError, StoreUnavailable
 from cloudq.worker import Worker, WorkerOptions
+from cloudq_aws.boto import BotoClient
 from cloudq_aws.dynamodb import DynamoDBStore
 from cloudq_aws.errors import mapped
 from cloudq_aws.server import SQSServer, serve_in_thread
@@ -180,6 +184,27 @@ def test_a_container_is_promised_its_role_from_the_first_request_on(server: SQSS
     asyncio.run(scenario())
 
 
+def test_the_loop_goes_on_while_a_thread_looks_for_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(AWS_ENV, monkeypatch)
+    without_keys(monkeypatch)
+
+    async def scenario() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{silent.getsockname()[1]}/role")
+            client = BotoClient("sqs", REGION, read_timeout=1.0)
+            began = time.monotonic()
+            first = asyncio.create_task(client.request("ListQueues", within=1.5))
+            silent.settimeout(30)
+            (await asyncio.to_thread(silent.accept))[0].close()  # it asks
+            for request in (first, client.request("ListQueues", within=0.1)):
+                with pytest.raises(TimeoutError):
+                    await request
+            await client.close()
+            assert time.monotonic() - began < 5, "as long as the credentials are asked for"
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("code", ["ExpiredToken", "RequestExpired", "RequestTimeTooSkewed", "InvalidSignatureException"])
 def test_credentials_that_are_no_longer_accepted_are_waited_for_and_the_clock_is_named(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     refused = ClientError({"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": 403}}, "SendMessage")
@@ -195,3 +220,27 @@ def test_a_role_that_sts_does_not_give_is_no_missing_permission_of_the_queue(mon
     refused = ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "AssumeRoleWithWebIdentity")
     with pytest.raises(BrokerUnavailable, match=r"credentials.*AssumeRoleWithWebIdentity.*role"), mapped("SendMessage", "q"):
         raise refused
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ClientError({"Error": {"Code": "Throttling", "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": 400}}, "AssumeRole"),
+        ClientError({"Error": {"Code": "InternalFailure", "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": 500}}, "AssumeRole"),
+    ],
+)
+def test_an_sts_that_cannot_serve_now_is_asked_again_also_by_who_has_had_no_credentials(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr("cloudq_aws.errors._had_credentials", False)
+    with pytest.raises(BrokerUnavailable, match="AWS could not serve it now"), mapped("SendMessage", "q"):
+        raise error
+
+
+def test_credentials_that_were_renewed_and_are_still_expired_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloudq_aws.errors._had_credentials", True)
+    expired = datetime.now(UTC) - timedelta(hours=1)
+    given = {"access_key": "A", "secret_key": "B", "token": "C", "expiry_time": expired.isoformat()}
+    credentials = RefreshableCredentials.create_from_metadata(given, refresh_using=lambda: given, method="iam-role")
+    with pytest.raises(BrokerUnavailable, match="no usable AWS credentials"), mapped("SendMessage", "q"):
+        credentials.get_frozen_credentials()

@@ -102,6 +102,9 @@ def test_a_delay_beyond_the_brokers_carries_its_eta(app: CloudQ, clock: ManualCl
         ({"nonsense": 5}, ArgumentsError),
         ({"headers": {"x": object()}}, ArgumentsError),
         ({"ordering_key": "g", "delay": "500d"}, DelayError),
+        ({"ordering_key": 5}, ArgumentsError),
+        ({"tenant": 5}, ArgumentsError),
+        ({"ignore_result": 1}, ArgumentsError),
     ],
 )
 def test_an_option_that_cannot_be_kept_is_refused_and_nothing_is_sent(app: CloudQ, options: dict[str, Any], error: type[Exception]) -> None:
@@ -125,6 +128,12 @@ def test_everything_a_call_can_set_travels(app: CloudQ, clock: ManualClock) -> N
     assert body["expires"] == pytest.approx(clock.time() + 60)
     assert (body["timeout"], body["headers"], body["tenant"], body["ignore_result"]) == (5.0, {"a": 1}, "t", True)
     assert (body["id"], body["args"], body["kwargs"]) == ("mine", [1], {"y": 2})
+
+
+def test_options_that_are_none_are_not_set(app: CloudQ) -> None:
+    app["add"].apply_async((1,), {"y": 2}, **dict.fromkeys(("ordering_key", "tenant", "ignore_result", "task_id", "eta", "headers")))
+    (body,) = _take(app)
+    assert body.keys() == {"v", "id", "task", "args", "kwargs", "sent"}
 
 
 def test_a_tasks_own_expiry_is_in_every_call(clock: ManualClock, app: CloudQ) -> None:

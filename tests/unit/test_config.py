@@ -29,6 +29,8 @@ def test_durations_are_seconds_however_they_are_written_and_whenever_they_are_se
         ("retry", 3),
         ("timeout", 0),
         ("send_timeout", 0),
+        ("send_timeout", None),
+        ("result_expires", None),
         ("task_routes", [("a", "b")]),
         ("task_routes", {"a": 5}),
         ("task_routes", {"a": {"exchange": "b"}}),

@@ -146,6 +146,17 @@ def test_of_a_large_group_that_nobody_works_off_only_a_part_is_read_at_each_look
     assert sum(read[1:]) <= of + PART * (len(read) - 1)
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_that_a_large_group_will_never_begin_is_seen_at_the_next_look(app: CloudQ, nested: bool) -> None:
+    whole: GroupResult[Any] = GroupResult("g", app, [app.result(f"g{index}") for index in range(3 * PART)])
+    asked = GroupResult("outer", app, [whole]) if nested else whole
+    with pytest.raises(ResultTimeout):
+        asked.get(timeout=0)
+    _put(app, "g", state=states.FAILURE, reason="UPSTREAM", error={"type": "ValueError", "detail": "no", "traceback": ""})
+    with pytest.raises(TaskFailed):
+        asked.get(timeout=0)
+
+
 def test_a_failure_outside_of_the_part_is_seen_at_the_next_look_at_all(app: CloudQ, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "ALL_EVERY", 0.3)
     whole: GroupResult[Decimal] = GroupResult("g", app, [app.result(f"g{index}") for index in range(3 * PART)])

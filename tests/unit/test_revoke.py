@@ -92,7 +92,8 @@ def test_a_task_that_waits_three_days_is_gone_from_the_timer_once_it_is_revoked(
     app.close()
 
 
-def test_a_step_that_is_revoked_in_the_timer_ends_what_waits_for_it() -> None:
+@pytest.mark.parametrize("options", [{"delay": "3d"}, {"delay": "1m", "ordering_key": "k"}])
+def test_a_step_that_is_revoked_in_the_timer_ends_what_waits_for_it(options: Any) -> None:
     clock = ManualClock(1_000_000.0)
     app = CloudQ("shop", broker=MemoryBroker(clock=clock), store=MemoryStore(clock=clock), clock=clock)
 
@@ -102,7 +103,7 @@ def test_a_step_that_is_revoked_in_the_timer_ends_what_waits_for_it() -> None:
     @app.task(name="told")
     def told(failure: Any) -> None: ...
 
-    later = t.options(delay="3d", link_error=told.s())
+    later = t.options(**options, link_error=told.s())
     result = (later.s() | t.si()).delay()
     assert result.parent is not None
     result.parent.revoke()

@@ -205,6 +205,8 @@ def test_an_option_of_celerys_is_told_its_name_here() -> None:
 def test_a_queue_is_a_name() -> None:
     with pytest.raises(ConfigError, match="takes a queue's name, not 5"):
         CloudQ("shop").task(queue=5)(lambda: None)  # type: ignore[call-overload]
+    unset: Any = None
+    assert CloudQ("shop").task(queue=unset)(lambda: None).settings.queue is None
 
 
 def test_options_of_a_call_are_checked_when_they_are_given() -> None:
