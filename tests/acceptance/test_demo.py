@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from cloudq.testing.suite import is_busy
+
 DEMO = Path(__file__).parents[2] / "examples/index_folder/demo.py"
 
 
@@ -98,7 +100,7 @@ def test_the_demo_accounts_for_every_call_on_both_brokers_and_leaves_nothing_beh
 def test_ctrl_c_ends_the_demo_and_the_processes_that_it_started(folder: Path, scratch: Path) -> None:
     for _ in range(3):  # where this process is held up, the demo may come to its end before the signal
         code, said, processes = interrupted(folder, scratch)
-        if (code, processes) == (130, 3):
+        if (code, processes) == (130, 3) or not is_busy():
             break
     assert code == 130, said
     assert processes == 3 or not Path("/proc").exists(), "the demo, its SQS server and its worker"

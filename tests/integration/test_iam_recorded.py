@@ -21,6 +21,7 @@ from cloudq.deploy.aws_sam import seams
 from cloudq.deploy.plan import Plan, plan_of
 from cloudq.deploy.settings import parse
 from cloudq.errors import BrokerError
+from cloudq.testing.suite import is_busy
 from cloudq.worker import Worker, WorkerOptions
 from tests.event_source import EventSource
 from tests.iam import ACCOUNT, Call, Gateway, Policy, allows, arn, gateway, grants, without
@@ -256,7 +257,7 @@ def functions(site: Site) -> None:
                     site["sqs"].send_message(QueueUrl=source.url, MessageBody=json.dumps(sleep))
                 source.poll(wait=0)
                 site.empty(queue)
-                if not source.failures or again == 2:
+                if not source.failures or again == 2 or not is_busy():
                     break
                 source.failures.clear()  # the machine was held up, and the time was over
         assert not source.failures, log.read_text()[-3000:]

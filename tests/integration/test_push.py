@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from cloudq import CloudQ
+from cloudq.testing.suite import is_busy
 from tests.acceptance.ledger import Ledger
 from tests.gcp_servers import PROJECT, PubSubServer
 from tests.push_host import ACCOUNT, AUDIENCE, Issuer, Key, Service, Way, event, functions_framework, issuer, post, push, uvicorn, way
@@ -237,7 +238,7 @@ def test_an_event_that_is_not_settled_comes_again_and_one_of_another_kind_is_an_
 def test_a_task_ends_before_the_functions_time_does(shop: Shop) -> None:
     with function(shop, CLOUD_RUN_TIMEOUT_SECONDS="5") as service:
         lasted: list[float] = []
-        while not lasted or (lasted[-1] >= 5 and len(lasted) < 3):  # where the machine is held up, once more
+        while not lasted or (lasted[-1] >= 5 and len(lasted) < 3 and is_busy()):
             id = f"long{len(lasted)}"
             body = json.dumps({"v": 1, "id": id, "task": "anote", "args": [id, 100], "ignore_result": True})
             assert post(service.url, *eventarc(shop, body))[0] == 200

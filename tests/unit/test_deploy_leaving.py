@@ -38,13 +38,29 @@ def planned(target: Any, *queues: str, **table: Any) -> Plan:
 )
 def test_a_queue_that_is_planned_no_more_is_an_error_until_it_is_dropped(target: Any, says: str) -> None:
     before = leaving.made(planned(target, "emails", "reports"))
-    assert before == ("shop-dev-emails", "shop-dev-reports")
+    assert before[:2] == ("shop-dev-emails", "shop-dev-reports")
     after = planned(target, "emails", "nightly")
-    (found,) = leaving.check(before, after)
+    (*_, found) = leaving.check(before, after)
     assert (found.level, found.where, found.what) == ("error", "queue shop-dev-reports", says)
-    assert found.fix == "let it run dry first, by a deploy with 'reports' in the app's queues=[…], or let go of it by --drop"
-    assert [each.level for each in leaving.check(before, after, drop=True)] == ["warning"]
+    fix = "let it run dry first, by a deploy with 'reports' in the app's queues=[…]"
+    assert found.fix == f"{fix}, or let go of it by --drop"
+    (*_, found) = leaving.check(before, after, drop=True)
+    assert (found.level, found.fix) == ("warning", fix)
     assert not [*leaving.check(before, planned(target, "emails", "reports", "more"))]
+    (*_, found) = leaving.check(before, planned(target, "emails", "reports", prefix="other-"))
+    assert "by a deploy under the name and the prefix that it has" in found.fix
+
+
+def test_dead_letters_that_go_are_no_error_and_only_terraform_is_to_forget_them() -> None:
+    forget = {
+        "aws-terraform": """'aws_sqs_queue.dead_letters["reports-dlq"]' 'aws_sqs_queue_policy.dead_letters["reports-dlq"]'""",
+        "gcp-terraform": """'google_pubsub_topic.dead_letters["reports-dlq"]' 'google_pubsub_subscription.dead_letters["reports-dlq"]'""",
+    }
+    for target, addresses in forget.items():
+        found, _ = leaving.check(leaving.made(planned(target, "emails", "reports")), planned(target, "emails"))
+        assert (found.level, found.where) == ("warning", "dead letters reports-dlq")
+        assert found.fix == f"terraform state rm {addresses}"
+    assert len([*leaving.check(leaving.made(planned("aws-sam", "emails", "reports")), planned("aws-sam", "emails"))]) == 1
 
 
 def test_a_queue_that_was_made_and_is_existing_now_is_what_terraform_would_destroy_and_a_stack_leaves() -> None:
@@ -90,4 +106,9 @@ def test_the_command_writes_nothing_where_a_queue_would_go_until_it_is_told_to(t
     assert "queue shop-dev-emails" in deploy("--check", code=1)[1]
     assert {each: each.read_bytes() for each in (tmp_path / "out").rglob("*") if each.is_file()} == before
     assert deploy("--drop", code=0)[0] == "update  out/cloudq.auto.tfvars.json\n"
-    assert json.loads((tmp_path / "out" / RECORD).read_text("utf-8"))["made"] == ["shop-dev-letters"]
+    assert json.loads((tmp_path / "out" / RECORD).read_text("utf-8"))["made"] == ["shop-dev-letters", "dead letters letters-dlq"]
+    settings.write_text(settings.read_text("utf-8").replace("target", 'name = "store"\ntarget'), "utf-8")
+    assert "holds the files of shop dev" in deploy(code=2)[1]
+    said, beside = deploy("--force", code=1)
+    assert (said, "queue shop-dev-letters: it goes" in beside) == ("", True), "it is the same state of Terraform"
+    assert deploy("--force", "--drop", code=0)[0] == "update  out/cloudq.auto.tfvars.json\n"

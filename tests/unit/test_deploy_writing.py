@@ -99,6 +99,14 @@ def test_what_was_deleted_stays_deleted_unless_all_of_it_was(tmp_path: Path) -> 
     assert steps(files, tmp_path) == {"a.tf": Step.CREATE, "b.tf": Step.CREATE}
 
 
+def test_what_was_deleted_and_then_was_not_to_be_written_is_written_once_it_is_again(tmp_path: Path) -> None:
+    files = {"a.yaml": "1\n", "b.yaml": "1\n"}
+    write(changes(files, tmp_path), tmp_path)
+    (tmp_path / "a.yaml").unlink()
+    write(changes({"b.yaml": "1\n"}, tmp_path), tmp_path)
+    assert steps(files, tmp_path) == {"a.yaml": Step.CREATE, "b.yaml": Step.KEEP}
+
+
 @pytest.mark.parametrize("record", [None, "", "[]", "{", '{"a.tf": 1}', '{"files": 1}', '{"files": {}, "made": 1}'])
 def test_without_a_record_what_is_there_counts_as_edited(record: str | None, tmp_path: Path) -> None:
     (tmp_path / "a.tf").write_bytes(b"old\r\n\xff")
@@ -173,7 +181,7 @@ def test_the_command_writes_and_check_says_whether_the_files_are_as_the_code_ask
         code, said = deploy(*other)
         assert (code != 0, said) == (True, ""), "a stage's files in another's place would have Terraform destroy what is there"
     assert (tmp_path / "out" / "cloudq.auto.tfvars.json").read_bytes() == before
-    assert deploy("--stage", "prod", "--force")[0] == 0
+    assert deploy("--stage", "prod", "--force", "--drop")[0] == 0
 
 
 def test_the_command_says_what_it_wrote_over_and_that_the_package_is_still_to_be_made(tmp_path: Path) -> None:

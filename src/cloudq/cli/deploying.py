@@ -67,7 +67,9 @@ def deploy(
     rendered = render(folder_of(made.target), values, templates, also=also_of(made))
     before = writing.recorded(folder)
     found = writing.changes(rendered, folder, of=None if force else whose)
-    gone = [*leaving.check(before.made if before.of == whose else (), made, drop=drop)]
+    # One folder of Terraform is one state, whatever stage it is written for
+    known = before.of == whose or (made.target.endswith("terraform") and (before.of or "").endswith(f" for {made.target}"))
+    gone = [*leaving.check(before.made if known else (), made, drop=drop)]
     show_problems(gone)
     lost = any(each.level == "error" for each in gone)
     edited = [each.name for each in found if each.step is writing.Step.EDITED] if not (force or keep) else []

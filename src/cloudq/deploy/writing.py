@@ -79,8 +79,6 @@ def changes(files: Mapping[str, str], folder: Path, *, of: str | None = None) ->
             there = path.read_bytes().decode("utf-8", "replace") if path.exists() else None
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error}") from error
-        if there is None and wanted is None:
-            continue
         if there == wanted:
             step = Step.KEEP
         elif there is None and (name not in known or emptied):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
@@ -62,3 +63,15 @@ def unless(condition: bool, reason: str) -> None:
     """Skip the test that runs, for a limit that the driver declares, unless ``condition`` holds."""
     if not condition:
         pytest.skip(reason)
+
+
+def is_busy() -> bool:
+    """Whether others have the machine's processors in these seconds: a fifth of a second of computing takes a quarter longer, at least."""
+    for _ in range(10):
+        began, spent = time.monotonic(), time.thread_time()
+        while time.thread_time() - spent < 0.2:
+            pass
+        if time.monotonic() - began > 0.25:
+            return True
+        time.sleep(0.1)
+    return False
