@@ -386,15 +386,17 @@ class CloudQ:
                     drive(seam.close())
 
     async def _close_seams(self) -> None:
-        if self._sender is not None:
-            await self._sender.drain()
         failed: Exception | None = None
-        for seam in (self._timer, self._store, self._broker, self.sealing):
-            try:
-                if seam is not None:
-                    await seam.close()
-            except Exception as error:  # the others are closed all the same
-                failed = error
+        try:
+            if self._sender is not None:
+                await self._sender.drain()
+        finally:  # also where there was no time to wait for all that is out
+            for seam in (self._timer, self._store, self._broker, self.sealing):
+                try:
+                    if seam is not None:
+                        await seam.close()
+                except Exception as error:  # the others are closed all the same
+                    failed = error
         if failed is not None:
             raise failed
 
