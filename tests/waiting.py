@@ -12,4 +12,4 @@ def until(true: Callable[[], object], what: str = "what was to come", timeout: f
     while not true():
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout:g} s in vain for {what}")
-        time.sleep(0.02)
+        time.sleep(0.01)

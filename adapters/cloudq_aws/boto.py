@@ -17,7 +17,7 @@ from cloudq_aws.errors import note_answer
 _CONNECT = 3.0
 """Seconds for one connect."""
 _ATTEMPTS = 3
-"""Tries of one request in the SDK's standard retry mode."""
+"""Tries of one request in the SDK's standard retry mode, with back-off of up to 1 s, then 2 s."""
 _THREADS = 16
 """Requests at once, and connections; the threads start as they are needed, and are the process's."""
 
@@ -97,15 +97,20 @@ class BotoClient:
         if session.get_credentials() is None:
             raise importlib.import_module("botocore.exceptions").NoCredentialsError
         self._session = session
-        config = importlib.import_module("botocore.config").Config(
-            connect_timeout=_CONNECT,
-            read_timeout=read_timeout,
-            max_pool_connections=_THREADS,
-            parameter_validation=False,
-            user_agent=session.user_agent(),  # said once: putting it together is a tenth of the CPU of a request
-            retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
-        )
+        config = importlib.import_module("botocore.config").Config(**settings(session, read_timeout, _THREADS))
         return session.create_client(self._service, region_name=self._region, config=config)
+
+
+def settings(session: Any, read_timeout: float, connections: int) -> dict[str, Any]:
+    """What an SDK client of either kind is configured with. ``connections``: at most, at once."""
+    return {
+        "connect_timeout": _CONNECT,
+        "read_timeout": read_timeout,
+        "max_pool_connections": connections,
+        "parameter_validation": False,
+        "user_agent": session.user_agent(),  # said once: putting it together is a tenth of the CPU of a request
+        "retries": {"mode": "standard", "total_max_attempts": _ATTEMPTS},
+    }
 
 
 @lru_cache(None)

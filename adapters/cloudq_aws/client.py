@@ -10,13 +10,9 @@ from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
 from cloudq.errors import ConfigError
-from cloudq_aws.boto import BotoClient
+from cloudq_aws.boto import BotoClient, settings
 from cloudq_aws.errors import note_answer
 
-_CONNECT = 3.0
-"""Seconds for one connect."""
-_ATTEMPTS = 3
-"""Tries of one request in the SDK's standard retry mode, with back-off of up to 1 s, then 2 s."""
 _POOL = 64
 """Connections at most: receivers, senders and ackers at once (the SDK's default of 10 would make them queue)."""
 _LARGE = 1 << 20
@@ -140,14 +136,7 @@ class Client:
         return made[0], made[-1]
 
     async def _made(self, session: Any, read_timeout: float) -> Any:
-        config = importlib.import_module("aiobotocore.config").AioConfig(
-            connect_timeout=_CONNECT,
-            read_timeout=read_timeout,
-            max_pool_connections=_POOL,
-            parameter_validation=False,
-            user_agent=session.user_agent(),  # said once: putting it together is a tenth of the CPU of a request
-            retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
-        )
+        config = importlib.import_module("aiobotocore.config").AioConfig(**settings(session, read_timeout, _POOL))
         sdk = await session.create_client(self._service, region_name=self._region, config=config).__aenter__()
         sdk.meta.events.register("before-send", _stream)
         return sdk

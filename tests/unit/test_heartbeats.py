@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from cloudq.memory import MemoryBroker, MemoryStore
 from cloudq.store import StoreLimits
 from cloudq.worker import Worker, WorkerOptions
 from cloudq.worker import reporting as module
+from tests.waiting import until
 
 
 @pytest.fixture(autouse=True)
@@ -35,13 +36,6 @@ def app() -> Iterator[CloudQ]:
 
 def _seen(app: CloudQ) -> list[Any]:
     return list(app.use_store(heartbeats.workers).values())
-
-
-def _until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.005)
 
 
 def test_a_worker_counts_as_gone_90_seconds_after_its_last_report() -> None:
@@ -88,11 +82,11 @@ def test_a_worker_says_what_runs_and_what_came_of_the_rest_and_takes_its_leave(a
     worker = Worker(app, WorkerOptions(wait=0.1, concurrency=3))
     worker.start()
     try:
-        _until(lambda: _seen(app))
+        until(lambda: _seen(app))
         fails.delay()
         held = holds.delay()
         assert began.wait(30)
-        _until(lambda: _seen(app)[0]["busy"] == 1 and _seen(app)[0]["counts"] == {"again": 1, "dead": 1})
+        until(lambda: _seen(app)[0]["busy"] == 1 and _seen(app)[0]["counts"] == {"again": 1, "dead": 1})
         (found,) = _seen(app)
         assert (found["app"], found["queues"], found["concurrency"], found["state"]) == ("work", {"default": 1}, 3, "running")
         assert (found["tasks"], found["known"]) == (["fails", "holds"], 2)
@@ -100,7 +94,7 @@ def test_a_worker_says_what_runs_and_what_came_of_the_rest_and_takes_its_leave(a
         assert (run["id"], run["task"], run["queue"], run["attempt"]) == (held.id, "holds", "default", 0)
         assert abs(run["since"] - time.time()) < 60
         worker.stop()
-        _until(lambda: _seen(app)[0]["state"] == "stopping")
+        until(lambda: _seen(app)[0]["state"] == "stopping")
     finally:
         go_on.set()
         worker.stop()
@@ -125,10 +119,10 @@ def test_a_worker_works_on_while_its_reports_go_nowhere_and_says_so_once(
     with monkeypatch.context() as broken, caplog.at_level(logging.WARNING, "cloudq.worker"):
         broken.setattr(heartbeats, "report", down)
         worker.start()
-        _until(lambda: len(tries) >= 3)
+        until(lambda: len(tries) >= 3)
         assert double.delay(4).get(30) == 8
         assert sum("could not be reported" in record.message for record in caplog.records) == 1
-    _until(lambda: _seen(app))
+    until(lambda: _seen(app))
     worker.stop()
     worker.join(60)
 

@@ -7,14 +7,13 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
-from collections.abc import Callable
 from typing import ClassVar
 
 import pytest
 
 from cloudq.errors import Closed, ConfigError
 from cloudq.io import IOThread, drive
+from tests.waiting import until
 
 
 async def _answer(value: int = 42) -> int:
@@ -24,13 +23,6 @@ async def _answer(value: int = 42) -> int:
 
 def _io() -> IOThread:
     return IOThread("test")
-
-
-def _until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.005)
 
 
 def test_nothing_runs_before_the_first_use() -> None:
@@ -204,7 +196,7 @@ def test_a_closer_that_hangs_ends_with_the_time_given_and_what_is_left_is_cancel
     loop = io.loop
     io.run(_answer())
     io.close(timeout=0.2)
-    _until(loop.is_closed)
+    until(loop.is_closed)
     assert cancelled.is_set()
     assert waiting.cancelled()
 
@@ -231,7 +223,7 @@ def test_what_ending_work_begins_is_ended_too() -> None:
     io.run(begin())
     loop = io.loop
     io.close()
-    _until(loop.is_closed)
+    until(loop.is_closed)
     assert sorted(ended) == [0, 1, 2, 3]
     assert all(heir.done() for heir in heirs)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
 
 import pytest
 
@@ -12,13 +10,7 @@ from cloudq import CloudQ, pauses
 from cloudq.memory import MemoryBroker, MemoryStore
 from cloudq.worker import Worker, WorkerOptions
 from cloudq.worker import pausing as module
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.005)
+from tests.waiting import until
 
 
 def test_all_pauses_are_listed_and_a_second_pause_keeps_the_first_ones_time() -> None:
@@ -51,15 +43,15 @@ def test_a_worker_leaves_a_paused_queue_alone_from_its_start_and_takes_it_up_aga
     try:
         note.delay(1)
         note.options(queue="other").delay(2)
-        _until(lambda: ran == [2])
+        until(lambda: ran == [2])
         assert worker._pollers["default"].paused
         app.use_store(lambda store: pauses.resume(store, "default"))
-        _until(lambda: ran == [2, 1])
+        until(lambda: ran == [2, 1])
         app.use_store(lambda store: pauses.pause(store, "default", now=1.0))
-        _until(lambda: worker._pollers["default"].paused)
+        until(lambda: worker._pollers["default"].paused)
         note.delay(3)
         note.options(queue="other").delay(4)
-        _until(lambda: ran == [2, 1, 4])
+        until(lambda: ran == [2, 1, 4])
         assert worker._pollers["default"].healthy
     finally:
         worker.stop()

@@ -21,6 +21,7 @@ from cloudq.outcome import Done, Dropped, Outcome
 from cloudq.runner import Revoked
 from cloudq.worker import StopReason, Worker, WorkerOptions, stopping
 from tests.unit.pacing import PacedClock
+from tests.waiting import until
 
 LEASE = 0.3
 """So that heartbeats come several times a second."""
@@ -39,13 +40,6 @@ def app() -> Iterator[CloudQ]:
     clock.go_with(app)
     yield app
     app.close()
-
-
-def _until(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.005)
 
 
 @pytest.fixture
@@ -181,7 +175,7 @@ def test_a_sync_task_that_runs_is_ended_inside_and_its_thread_goes_on(app: Cloud
     assert ended.is_set()
     assert passed == []
     assert [add.delay(i, i).get(timeout=30) for i in range(5)] == [0, 2, 4, 6, 8]
-    _until(lambda: worker._slots.free == worker._slots.total or not worker._flights)
+    until(lambda: worker._slots.free == worker._slots.total or not worker._flights)
 
 
 def test_what_a_revoked_run_raises_on_its_way_out_is_neither_retried_nor_a_dead_letter(app: CloudQ, work: Callable[[], Worker]) -> None:
@@ -241,7 +235,7 @@ def test_what_runs_of_a_revoked_workflow_stops_too(app: CloudQ, work: Callable[[
     result.revoke()
     assert result.parent is not None
     first = result.parent
-    _until(lambda: first.state == states.REVOKED)
+    until(lambda: first.state == states.REVOKED)
     with pytest.raises(Exception, match="revoked"):
         result.get(timeout=30)
     assert after == []
@@ -256,7 +250,7 @@ def test_a_drain_waits_for_a_revoked_run(app: CloudQ) -> None:
     result = t.delay()
     worker = Worker(app, WorkerOptions(wait=0.1, drain=True))
     worker.start()
-    _until(lambda: result.state == states.STARTED)
+    until(lambda: result.state == states.STARTED)
     result.revoke()
     assert worker.join(30) is StopReason.DRAINED
     assert result.state == states.REVOKED

@@ -20,6 +20,7 @@ from cloudq.io import IOThread
 from cloudq.memory import MemoryBroker, MemoryTimer
 from cloudq.memory.broker import DEFAULT
 from cloudq.sending import Sender
+from tests.waiting import until
 
 Reply = Sequence[SendError | None]
 
@@ -438,7 +439,7 @@ def test_closing_tells_those_who_still_wait(io: IOThread, group: str | None) -> 
 
     with ThreadPoolExecutor(4) as pool:
         calls = [pool.submit(call) for call in (blocking, awaiting, many, awaiting_many)]
-        _until(lambda: len(sender._callers) == 4 and bool(broker.batches) and not sender._inbox)
+        until(lambda: len(sender._callers) == 4 and bool(broker.batches) and not sender._inbox)
         io.close(timeout=0.5)
         errors = [call.result(30) for call in calls]
     assert {type(error) for error in errors} == {SendUnknown}
@@ -465,10 +466,3 @@ def test_closing_while_a_coroutine_waits_starts_no_thread_anew(io: IOThread) -> 
 
     asyncio.run(scenario())
     assert not io.running
-
-
-def _until(holds: Callable[[], bool]) -> None:
-    began = time.monotonic()
-    while not holds():
-        assert time.monotonic() - began < 30
-        time.sleep(0.002)

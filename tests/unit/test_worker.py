@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from cloudq.request import Request
 from cloudq.worker import StopReason, Worker, WorkerOptions
 from cloudq.worker import worker as module
 from tests.unit.pacing import PacedClock
+from tests.waiting import until
 
 NO_WAIT = Retry(max_retries=3, delay=0)
 
@@ -60,13 +61,6 @@ def _drain(app: CloudQ, **options: Any) -> Worker:
     worker.start()
     assert worker.join(60) is StopReason.DRAINED
     return worker
-
-
-def _until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.002)
 
 
 def _stop(worker: Worker) -> StopReason:
@@ -171,7 +165,7 @@ def test_a_lying_broker_costs_no_slot_and_no_message(seed: int) -> None:
     handles = app.send_many([t.s(number) for number in range(60)])
     worker = _worker(app, concurrency=5)
     worker.start()
-    _until(lambda: all(handle.ready() for handle in handles), 60)
+    until(lambda: all(handle.ready() for handle in handles))
     assert _stop(worker) is StopReason.ASKED
     assert all(handle.successful() for handle in handles)
     assert worker._slots.free == worker._slots.total
@@ -222,7 +216,7 @@ def test_a_stopped_worker_begins_no_receive_and_what_is_ready_stays_untouched(ap
     worker.start()
     assert begun.wait(30)
     worker.stop()
-    _until(lambda: worker._is_stopping)
+    until(lambda: worker._is_stopping)
     for _ in range(3):
         other.delay()
     time.sleep(0.2)  # time enough for a hundred receives
@@ -305,10 +299,10 @@ def test_stopping_while_claims_are_asked_for_loses_nothing_and_releases_them() -
     worker.start()
     assert asked.wait(30)
     worker.stop()
-    _until(lambda: worker._is_stopping)
+    until(lambda: worker._is_stopping)
     stopping.set()
     worker.join(60)
-    _until(lambda: (app.result(id).record or {}).get("until") == 0.0)
+    until(lambda: (app.result(id).record or {}).get("until") == 0.0)
     asking.clear()
     assert ran == []
     _drain(app)
@@ -445,7 +439,7 @@ def test_two_busy_queues_share_by_their_weights_and_an_idle_one_takes_nothing(ap
         app.send_many([t.options(queue=queue).s(queue) for _ in range(300)])
     worker = _worker(app, concurrency=4, queues={"heavy": 3, "light": 1, "idle": 1})
     worker.start()
-    _until(lambda: len(order) >= 200)
+    until(lambda: len(order) >= 200)
     _stop(worker)
     counts = Counter(order[:200])
     assert 1.5 <= counts["heavy"] / counts["light"] <= 8  # exactly 3 where none is ever away: that is the slots' own to prove
@@ -465,7 +459,7 @@ def test_with_a_single_slot_an_idle_queue_does_not_block_a_busy_one(app: CloudQ)
         t.delay()
     worker = _worker(app, concurrency=1, queues={"idle": 1, "busy": 1}, wait=1.0)
     worker.start()
-    _until(lambda: len(ran) == 60)  # half of the time that as many receives of the idle one would wait
+    until(lambda: len(ran) == 60)  # half of the time that as many receives of the idle one would wait
     _stop(worker)
 
 
@@ -488,7 +482,7 @@ def test_a_group_keeps_its_order_under_retries(app: CloudQ) -> None:
             t.options(ordering_key=group).delay(group, number)
     worker = _worker(app, concurrency=5)
     worker.start()
-    _until(lambda: len(ran) == 14)
+    until(lambda: len(ran) == 14)
     _stop(worker)
     for group in "ab":
         assert [number for each, number in ran if each == group] == list(range(7))
@@ -531,7 +525,7 @@ def test_a_follower_is_not_taken_for_a_crash_loop_because_its_forerunner_was_ret
     result = follower.options(ordering_key="g").delay()
     worker = _worker(stored, concurrency=5)
     worker.start()
-    _until(result.ready)
+    until(result.ready)
     _stop(worker)
     assert ran == ["head"] * 8 + ["follower"]
 
@@ -550,7 +544,7 @@ def test_behind_heads_that_fail_all_of_a_group_keep_their_runs(store: str | None
         down.options(ordering_key="g").delay(number)
     worker = _worker(app, concurrency=10)
     worker.start()
-    _until(lambda: len(ran) == 30)
+    until(lambda: len(ran) == 30)
     _stop(worker)
     assert ran == [number for number in range(6) for _ in range(5)]
     assert _left(app, "q-dlq.fifo") != []
@@ -574,7 +568,7 @@ def test_what_workers_give_back_at_their_ends_is_no_crash_loop(store: str | None
     for runs in range(restarts):
         worker = Worker(app, WorkerOptions(grace=0.0))
         worker.start()
-        _until(lambda runs=runs: len(began) > runs)  # type: ignore[misc]
+        until(lambda runs=runs: len(began) > runs)  # type: ignore[misc]
         worker.stop(hurry=True)
         worker.join(60)
     worker = _worker(app)
@@ -599,13 +593,13 @@ def test_a_sync_task_over_its_limit_is_settled_at_once_and_its_slot_comes_back_w
     result = long.delay()
     worker = _worker(stored, concurrency=3)
     worker.start()
-    _until(lambda: result.ready())
+    until(lambda: result.ready())
     assert result.state == states.FAILURE
     assert "time limit" in str(result.result)
-    _until(lambda: worker._lost_slots == 1)
+    until(lambda: worker._lost_slots == 1)
     go.set()
     assert ran.wait(30)
-    _until(lambda: worker._lost_slots == 0)
+    until(lambda: worker._lost_slots == 0)
     assert result.state == states.FAILURE
     _stop(worker)
     assert _all_back(worker)
@@ -632,7 +626,7 @@ def test_a_thread_that_returns_while_its_timeout_is_being_settled_gives_its_slot
     worker.start()
     assert settling.wait(30)
     go.set()
-    _until(lambda: result.ready())
+    until(lambda: result.ready())
     _stop(worker)
     assert worker._slots.free == worker._slots.total == 4
     app.close()
@@ -687,10 +681,10 @@ def test_an_async_task_that_swallows_its_cancellation_is_given_up(stored: CloudQ
     result = stubborn.delay()
     worker = _worker(stored, concurrency=3)
     worker.start()
-    _until(lambda: result.ready())
+    until(lambda: result.ready())
     assert result.failed()
     go.set()
-    _until(lambda: worker._lost_slots == 0)
+    until(lambda: worker._lost_slots == 0)
     _stop(worker)
     assert _all_back(worker)
 
@@ -751,7 +745,7 @@ def test_of_many_progress_reports_the_latest_is_kept_and_the_end_overwrites_it(s
     worker = _worker(stored)
     worker.start()
     assert seen.wait(30)
-    _until(lambda: result.info == {"number": 199})
+    until(lambda: result.info == {"number": 199})
     assert result.state == "HALFWAY"
     go.set()
     assert result.get(timeout=30) == "end"
@@ -806,7 +800,7 @@ def test_hooks_and_signals_never_run_on_the_io_thread(app: CloudQ) -> None:
         t.delay()
         asyncio.run(app.broker.send("default", [Outgoing(body="{")]))
         _drain(app)
-        _until(lambda: len(where) == 6)
+        until(lambda: len(where) == 6)
     finally:
         signals.worker_ready.disconnect(ready)
         signals.worker_shutdown.disconnect(shutdown)
@@ -817,5 +811,5 @@ def test_the_health_file_is_touched_while_all_is_well(app: CloudQ, tmp_path: Pat
     path = tmp_path / "health"
     worker = _worker(app, health_file=path)
     worker.start()
-    _until(path.exists)
+    until(path.exists)
     _stop(worker)

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from cloudq.worker.flight import Flight
 from cloudq.worker.leases import Leases
 from cloudq.worker.processes import ProcessExecutor
 from tests.unit.pacing import PacedClock
+from tests.waiting import until
 
 CREDENTIALS = ConfigError("no usable credentials")
 
@@ -103,13 +103,6 @@ def make() -> Iterator[Callable[..., CloudQ]]:
         app.close()
 
 
-def _until(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.005)
-
-
 def _worker(app: CloudQ, **options: Any) -> Worker:
     worker = Worker(app, WorkerOptions(**{"wait": 0.1, "grace": 30.0, **options}))
     worker.start()
@@ -149,7 +142,7 @@ def test_a_write_that_fails_in_whatever_way_costs_no_slot_and_no_message(
     worker = _worker(app, concurrency=1)
     for result in results:
         result.get(timeout=60)
-    _until(lambda: not worker._flights)
+    until(lambda: not worker._flights)
     assert set(ran) == {0, 1, 2}
     assert len(ran) == 3 or isinstance(error, RuntimeError)  # what failed in an unforeseen way may run again
     worker.stop()
@@ -165,7 +158,7 @@ def test_an_ack_and_an_extension_that_fail_in_whatever_way_are_tried_again(make:
     @app.task
     def lasts() -> None:
         ran.append(1)
-        _until(lambda: broker.tried["extend"] > 2)
+        until(lambda: broker.tried["extend"] > 2)
 
     lasts.delay()
     _drain(app)
@@ -250,8 +243,8 @@ def test_a_fault_in_starting_one_of_a_batch_costs_the_others_nothing(
     for number in range(5):
         note.delay(number)
     worker = _worker(app, concurrency=5)
-    _until(lambda: sorted(ran) == [0, 1, 2, 3, 4])  # the one that failed came back when its lease had ended
-    _until(lambda: not worker._flights)
+    until(lambda: sorted(ran) == [0, 1, 2, 3, 4])  # the one that failed came back when its lease had ended
+    until(lambda: not worker._flights)
     worker.stop()
     worker.join(60)
     assert worker._slots.free == worker._slots.total
@@ -312,10 +305,10 @@ def test_a_renewal_that_hangs_keeps_no_lease_from_its_heartbeat(make: Callable[.
     lasts.options(task_id="slow").delay()
     lasts.delay()
     worker = _worker(app, concurrency=4)
-    _until(lambda: store.hanging == 1)
-    _until(lambda: len({id for id, seconds in broker.extended}) == 2)
+    until(lambda: store.hanging == 1)
+    until(lambda: len({id for id, seconds in broker.extended}) == 2)
     so_far = len(broker.extended)
-    _until(lambda: len(broker.extended) >= so_far + 6)  # both of them, again and again
+    until(lambda: len(broker.extended) >= so_far + 6)  # both of them, again and again
     assert store.hanging == 1, "no second renewal while one is out"
     go.set()
     worker.stop()
@@ -422,7 +415,7 @@ def test_code_that_ends_the_process_from_beside_a_run_does_not(
 
     worker = _worker(app, concurrency=2)
     ended = [ends.delay() for _ in range(3)]  # more than there are slots
-    _until(lambda: all(each.ready() for each in ended))
+    until(lambda: all(each.ready() for each in ended))
     assert other.delay().get(timeout=30) == "ran"
     worker.stop()
     assert worker.join(60) is StopReason.ASKED
@@ -461,7 +454,7 @@ def test_a_stop_does_not_wait_for_a_store_that_does_not_answer(make: Callable[..
     for _ in range(20):
         lasts.delay()
     worker = _worker(app, concurrency=20, grace=0.1)
-    _until(lambda: sum(flight.started for flight in worker._flights) == 20)
+    until(lambda: sum(flight.started for flight in worker._flights) == 20)
     store.hangs = lambda key, value: value["state"] == states.QUEUED
     worker.stop()
     worker.join(30)  # a twentieth of the time that it would wait for them one by one
@@ -480,10 +473,10 @@ def test_what_arrives_after_a_stop_is_not_handed_to_the_next_that_stops(make: Ca
     workers = [_worker(app, wait=20.0, concurrency=1) for _ in range(3)]
     for worker in workers:
         worker.stop()
-    _until(lambda: all(worker._is_stopping for worker in workers))
+    until(lambda: all(worker._is_stopping for worker in workers))
     for number in range(3):  # each of them has a receive out
         note.delay()
-        _until(lambda number=number: len(broker.extended) > number)  # type: ignore[misc]
+        until(lambda number=number: len(broker.extended) > number)  # type: ignore[misc]
     for worker in workers:
         worker.join(60)
     assert len({id for id, seconds in broker.extended}) == len(broker.extended) == 3
@@ -581,13 +574,13 @@ def test_a_worker_whose_slots_all_wait_for_nothing_is_ill_and_one_that_runs_is_n
     worker = _worker(app, concurrency=1, grace=0.1)
     assert worker.healthy
     lasts.delay()
-    _until(lambda: any(flight.started for flight in worker._flights))
+    until(lambda: any(flight.started for flight in worker._flights))
     assert worker.healthy
     go.set()
-    _until(lambda: not worker._flights)
+    until(lambda: not worker._flights)
     store.hangs = lambda key, value: value["state"] == states.STARTED
     lasts.delay()
-    _until(lambda: store.hanging)
-    _until(lambda: not worker.healthy)
+    until(lambda: store.hanging)
+    until(lambda: not worker.healthy)
     worker.stop(hurry=True)
     worker.join(60)
