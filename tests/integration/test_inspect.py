@@ -21,8 +21,9 @@ import pytest
 from cloudq import CloudQ
 from cloudq.cli import app as commands
 from cloudq.worker import Worker, WorkerOptions
-from tests.integration.test_cli import COMMAND, PATIENCE, Started, eventually
+from tests.integration.test_cli import COMMAND, PATIENCE, Started
 from tests.servers import SQSServer, unique
+from tests.waiting import until
 
 TASKS = """
 import os, pathlib, time
@@ -127,7 +128,7 @@ def worker(shop: Shop) -> Iterator[Started]:
     started = Started(subprocess.Popen([*COMMAND, "worker", "-E", "--concurrency", "3"], cwd=shop.folder, env=env, stderr=subprocess.PIPE))
     try:
         started.until("ready")
-        eventually(shop.is_worked, "it has not reported")
+        until(shop.is_worked, "its report")
         yield started
     finally:
         if started.process.poll() is None:
@@ -148,8 +149,8 @@ def test_workers_and_what_they_run_are_seen_until_they_end(shop: Shop, worker: S
     def stats() -> Any:
         return shop.run("inspect", "stats", "--json")["workers"][0]
 
-    eventually(lambda: stats()["counts"] == {"done": 0, "again": 1, "later": 0, "dead": 1, "dropped": 0}, "it was never counted")
-    eventually(lambda: stats()["busy"] == 1, "it was never seen")
+    until(lambda: stats()["counts"] == {"done": 0, "again": 1, "later": 0, "dead": 1, "dropped": 0}, "its being counted")
+    until(lambda: stats()["busy"] == 1, "its being seen")
     assert (stats()["concurrency"], stats()["queues"]) == (3, {shop.queue: 1})
     assert stats()["pid"] == worker.process.pid
     (active,) = shop.run("inspect", "active", "--json")["workers"]
@@ -227,7 +228,7 @@ def test_tasks_are_listed_shown_run_again_and_cancelled(shop: Shop) -> None:
 @ours
 def test_a_run_is_watched_and_cancelled(shop: Shop, worker: Started) -> None:
     id = shop.run("call", "shop.counts", "100").strip()
-    eventually(lambda: (shop.run("result", id, "--json")["progress"] or {}).get("meta", {}).get("total") == 100, "it said nothing")
+    until(lambda: (shop.run("result", id, "--json")["progress"] or {}).get("meta", {}).get("total") == 100, "its progress")
     shop.run("result", id, "--watch", "--timeout", "0.1s", code=4)
     ours, theirs = pty.openpty()
     env = {**os.environ, "TERM": "xterm"}
