@@ -53,13 +53,8 @@ class OnOurs:
             self.clock.advance(seconds)
 
 
-class WithoutTime:
-    async def pass_time(self, seconds: float) -> None:
-        pytest.skip("what needs time to pass is proved on LocalStack and on ours")
-
-
 @pytest.mark.parametrize("sqs_server", ["moto"], indirect=True)
-class TestSQSBroker(WithoutTime, SQSBrokerConformance):
+class TestSQSBroker(SQSBrokerConformance):
     pass
 
 
