@@ -1,4 +1,4 @@
-"""One blocking SDK client of an AWS service, called in threads: for Lambda, where boto3 is there and aiobotocore is dead weight."""
+"""Blocking SDK clients of one AWS service, called in threads: for Lambda, where boto3 is there and aiobotocore is dead weight."""
 
 from __future__ import annotations
 

@@ -373,7 +373,7 @@ class CloudQ:
         return StoreUnavailable(f"the store did not answer within {self.conf.send_timeout:g} s (send_timeout of the app {self.name!r})")
 
     def use_broker(self, call: Callable[[Broker], Coroutine[Any, Any, T]]) -> T:
-        """Run ``call(broker)`` on the I/O thread and wait; for commands."""
+        """Run ``call(broker)`` on the I/O thread and wait; from any thread but that one."""
         return self.io.run(call(self.broker))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The app's settings, in one place, with their defaults and units."""
+"""The app's settings, in one place: defaults, units, what each takes, and what Celery's are called here."""
 
 from __future__ import annotations
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,29 +65,36 @@ class Aftermath:
 
 @pytest.fixture(scope="module")
 def aftermath(sqs_server: SQSServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aftermath]:
-    """Let a worker die in each scenario, six at once, then let one other worker drain all the queues."""
     folder = tmp_path_factory.mktemp("killed")
+    with killed_in_each(CASES, sqs_server, f"sqlite:///{folder}/store.db", folder) as found:
+        yield found
+
+
+@contextmanager
+def killed_in_each(cases: Sequence[tuple[str, str]], server: SQSServer, store: str, folder: Path, **more: str) -> Iterator[Aftermath]:
+    """Let a worker die in each scenario, six at once, then let one other worker drain all the queues. ``more``: of the environment."""
     env = {
-        **sqs_server.env,
+        **server.env,
+        **more,
         "CLOUDQ_BROKER": f"sqs://?lease={LEASE}&wait=1",
-        "CLOUDQ_STORE": f"sqlite:///{folder}/store.db",
+        "CLOUDQ_STORE": store,
         "LEDGER": str(folder / "ledger"),
     }
     ledger = Ledger(folder / "ledger")
-    scenarios = {(step, kind): Scenario(step, kind, unique(kind)) for step, kind in CASES}
+    scenarios = {(step, kind): Scenario(step, kind, unique(kind)) for step, kind in cases}
     with pytest.MonkeyPatch.context() as patch:
-        use(sqs_server.env, patch)
-        app = CloudQ("sender", broker=env["CLOUDQ_BROKER"], store=env["CLOUDQ_STORE"])
+        use(env, patch)
+        app = CloudQ("sender", broker=env["CLOUDQ_BROKER"], store=store)
         for scenario in scenarios.values():
-            sqs_server.make_queue(scenario.queue, dead_letter=f"{scenario.queue}-dlq")
+            server.make_queue(scenario.queue, dead_letter=f"{scenario.queue}-dlq")
         with app.batch():
             for scenario in scenarios.values():
                 _call(app, scenario)
         with ThreadPoolExecutor(6) as pool:
             list(pool.map(lambda scenario: _live_and_die(scenario, app, env, folder), scenarios.values()))
-        _take_over(sqs_server, [scenario.queue for scenario in scenarios.values()], env, folder)
+        _take_over(server, [scenario.queue for scenario in scenarios.values()], env, folder)
         for scenario in scenarios.values():
-            scenario.letters = _letters(sqs_server, f"{scenario.queue}-dlq")
+            scenario.letters = _letters(server, f"{scenario.queue}-dlq")
         yield Aftermath(scenarios, app, ledger)
         app.close()
     ledger.close()

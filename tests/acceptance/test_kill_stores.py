@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cloudq import CloudQ, states
-from tests.acceptance.ledger import Ledger
-from tests.acceptance.test_kill import CALLS, LEASE, Aftermath, Scenario, _call, _letters, _live_and_die, _take_over
-from tests.servers import SQSServer, dynalite, unique, use
+from cloudq import states
+from tests.acceptance.test_kill import CALLS, Aftermath, killed_in_each
+from tests.servers import SQSServer, dynalite
 
 pytestmark = pytest.mark.parametrize("sqs_server", ["ours"], indirect=True)
 
@@ -31,32 +29,9 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def aftermath(sqs_server: SQSServer, store: tuple[str, Mapping[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aftermath]:
-    """Let a worker die in each scenario, then let one other worker drain all the queues."""
-    folder = tmp_path_factory.mktemp("killed")
-    ledger = Ledger(folder / "ledger")
     url, leads_there = store
-    env = {
-        **sqs_server.env,
-        **leads_there,
-        "CLOUDQ_BROKER": f"sqs://?lease={LEASE}&wait=1",
-        "CLOUDQ_STORE": url,
-        "LEDGER": str(ledger.path),
-    }
-    scenarios = {(step, kind): Scenario(step, kind, unique(kind)) for step, kind in CASES}
-    with pytest.MonkeyPatch.context() as patch:
-        use(env, patch)
-        app = CloudQ("sender", broker=env["CLOUDQ_BROKER"], store=env["CLOUDQ_STORE"])
-        for scenario in scenarios.values():
-            sqs_server.make_queue(scenario.queue, dead_letter=f"{scenario.queue}-dlq")
-            _call(app, scenario)
-        with ThreadPoolExecutor(len(CASES)) as pool:
-            list(pool.map(lambda scenario: _live_and_die(scenario, app, env, folder), scenarios.values()))
-        _take_over(sqs_server, [scenario.queue for scenario in scenarios.values()], env, folder)
-        for scenario in scenarios.values():
-            scenario.letters = _letters(sqs_server, f"{scenario.queue}-dlq")
-        yield Aftermath(scenarios, app, ledger)
-        app.close()
-    ledger.close()
+    with killed_in_each(CASES, sqs_server, url, tmp_path_factory.mktemp("killed"), **leads_there) as found:
+        yield found
 
 
 @pytest.mark.parametrize(("step", "kind"), CASES)

@@ -29,6 +29,6 @@ class TestPubSubBroker(BrokerConformance):
     async def make_queue(self, *, ordered: bool = False) -> str:
         return self.server.make_queue(unique(), ordered=ordered, dead_letter=unique("dead"))
 
-    @pytest.mark.xfail(reason="the emulator redelivers what is given back in any order; Pub/Sub keeps the order of a key", strict=False)
+    @pytest.mark.skip(reason="the emulator redelivers what is given back in any order, at times the right one; Pub/Sub keeps that of a key")
     def test_a_group_keeps_its_order_when_given_back(self) -> None:
         super().test_a_group_keeps_its_order_when_given_back()

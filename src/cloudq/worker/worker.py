@@ -1,4 +1,4 @@
-"""The long-lived host: receives, runs, settles, keeps leases, and ends without losing anything."""
+"""The long-lived host: receives, runs, settles, and ends without losing anything."""
 
 from __future__ import annotations
 
