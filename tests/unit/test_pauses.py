@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any, cast
 
 import pytest
 
 from cloudq import CloudQ, pauses
+from cloudq.clock import ManualClock
+from cloudq.errors import StoreUnavailable
+from cloudq.io import drive
 from cloudq.memory import MemoryBroker, MemoryStore
 from cloudq.worker import Worker, WorkerOptions
 from cloudq.worker import pausing as module
@@ -74,3 +78,30 @@ def test_a_drain_does_not_wait_for_a_paused_queue() -> None:
     worker.join(60)
     assert worker.handled == 0
     app.close()
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("away"), RuntimeError("a fault in a driver")])
+def test_while_the_store_does_not_say_what_it_said_last_holds(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Poller:
+        paused = False
+
+        def pause(self) -> None:
+            self.paused = True
+
+        def resume(self) -> None:
+            self.paused = False
+
+    answers: list[Any] = [["q"], error, []]
+
+    async def paused(_: object) -> list[str]:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(module.pauses, "paused", paused)
+    poller, changes = Poller(), list[None]()
+    pausing = module.Pausing(MemoryStore(), cast("Any", {"q": poller}), ManualClock(), lambda: changes.append(None))
+    for is_paused, changed in ((True, 1), (True, 1), (False, 2)):
+        drive(pausing.look())
+        assert (poller.paused, bool(pausing.queues), len(changes)) == (is_paused, is_paused, changed)
